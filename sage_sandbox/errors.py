@@ -1,0 +1,125 @@
+"""Every error this package raises, and the one table of exit codes.
+
+SageError                      something ended the command; ``exit_code`` says which way
+├── DefinitionError     (2)    the template is wrong: ``problems``
+├── UsageError          (2)    the command line or an argument is wrong
+├── SandboxUnavailable (14)    this machine cannot confine an operation: ``feature``
+├── NotGranted         (15)    something asked for is not allowed: ``missing``
+├── WorkerLost          (1)    a slot's process died under an operation: ``slot``
+└── Interrupted       (130)    the user ended it
+
+What an operation itself did wrong is never an exception out here: it is an Outcome.
+
+Arguments are positional and passed on to ``super().__init__``: an exception that cannot be unpickled breaks the process
+pool it crosses (CPython issue 32696).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import ClassVar, Literal
+
+
+class ExitCode(IntEnum):
+    """What the process tells its caller; 128+n and the codes of a command run by ``exec`` aside."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    PAUSED = 3
+    SANDBOX_UNAVAILABLE = 14
+    NOT_GRANTED = 15
+    TIMEOUT = 124
+    LIMIT = 137
+    CANCELLED = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a template: where it stands (1-based; 0 where unknown) and what it is."""
+
+    file: str
+    line: int
+    column: int
+    field: str
+    message: str
+    severity: Literal["error", "warning"] = "error"
+    fix: str = ""
+
+    def __str__(self) -> str:
+        """``file:line:column: field: message``, places that are not known left out."""
+        place = [self.file, *(str(n) for n in (self.line, self.column) if n)]
+        return ": ".join(part for part in (":".join(place), self.field, self.message) if part)
+
+
+class SageError(Exception):
+    """The root: ``message`` is one line in the user's words, ``hint`` what to do next (or empty)."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.FAILED
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class DefinitionError(SageError):
+    """The definition is wrong; ``problems`` holds everything that is, in the order of the file."""
+
+    exit_code = ExitCode.USAGE
+
+    def __init__(self, message: str, hint: str = "", problems: tuple[Problem, ...] = ()) -> None:
+        Exception.__init__(self, message, hint, problems)
+        self.message = message
+        self.hint = hint
+        self.problems = problems
+
+
+class UsageError(SageError):
+    """What the user typed cannot be meant."""
+
+    exit_code = ExitCode.USAGE
+
+
+class SandboxUnavailable(SageError):
+    """The kernel or the host withholds ``feature``, without which nothing is run."""
+
+    exit_code = ExitCode.SANDBOX_UNAVAILABLE
+
+    def __init__(self, message: str, hint: str = "", feature: str = "") -> None:
+        Exception.__init__(self, message, hint, feature)
+        self.message = message
+        self.hint = hint
+        self.feature = feature
+
+
+class NotGranted(SageError):
+    """Something is asked for that nobody allowed; ``missing`` lists what to add, each a ready ``--allow …``."""
+
+    exit_code = ExitCode.NOT_GRANTED
+
+    def __init__(self, message: str, hint: str = "", missing: tuple[str, ...] = ()) -> None:
+        Exception.__init__(self, message, hint, missing)
+        self.message = message
+        self.hint = hint
+        self.missing = missing
+
+
+class WorkerLost(SageError):
+    """The process of ``slot`` died with work in its hands; only that work is lost."""
+
+    def __init__(self, message: str, hint: str = "", slot: int = -1) -> None:
+        Exception.__init__(self, message, hint, slot)
+        self.message = message
+        self.hint = hint
+        self.slot = slot
+
+
+class Interrupted(SageError):
+    """The user asked for the end."""
+
+    exit_code = ExitCode.CANCELLED

@@ -1,0 +1,84 @@
+"""What happens during a run, as frozen records, and who may listen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from sage_sandbox.outcome import Outcome
+
+RunStatus = Literal["running", "paused", "completed", "failed", "cancelled"]
+PhaseStatus = Literal["completed", "degraded", "failed", "blocked", "timeout", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """The plan is made and the first operation is about to start."""
+
+    workflow_id: str
+    feature: str
+    workflow: str
+    phases: int
+    operations: int
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseStarted:
+    """All dependencies of the phase are done."""
+
+    phase: str
+    name: str
+    operations: int
+
+
+@dataclass(frozen=True, slots=True)
+class OperationStarted:
+    """A slot has taken the operation (``attempt`` counts from 1)."""
+
+    phase: str
+    operation: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class OperationSettled:
+    """The operation has its final outcome."""
+
+    phase: str
+    operation: str
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseSettled:
+    """Every operation of the phase has settled, or it will never start (blocked)."""
+
+    phase: str
+    name: str
+    status: PhaseStatus
+    fulfilled: int
+    total: int
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettled:
+    """Nothing of the run is left running."""
+
+    workflow_id: str
+    feature: str
+    status: RunStatus
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something the user should know that is no outcome: less parallel, a worker lost, a limit of this machine."""
+
+    level: Literal["info", "warning", "error"]
+    text: str
+
+
+Event = RunStarted | PhaseStarted | OperationStarted | OperationSettled | PhaseSettled | RunSettled | Notice
+Observer = Callable[[Event], None]

@@ -1,0 +1,1 @@
+"""What the user allows: parsed, held against what a template asks, asked for, remembered."""

@@ -1,0 +1,1 @@
+"""Listeners to a run: they see every event and can stop nothing."""

@@ -1,0 +1,1 @@
+"""One file a kind of operation, and what a slot runs to serve them."""

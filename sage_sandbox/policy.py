@@ -1,0 +1,208 @@
+"""What an operation may touch and how much of the machine it may use: Policy, Limits, Grant, and their fixed lists.
+
+Unset means nothing. A policy is narrowed on its way from a template to the kernel and never widened.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from typing import Final, Literal
+
+from sage_sandbox.errors import UsageError
+
+KiB: Final = 1 << 10
+MiB: Final = 1 << 20
+GiB: Final = 1 << 30
+
+GrantKind = Literal["read", "write", "write-through", "loopback", "net", "tool", "env"]
+GRANT_KINDS: Final[tuple[GrantKind, ...]] = ("read", "write", "write-through", "loopback", "net", "tool", "env")
+UNAVAILABLE_KINDS: Final[frozenset[GrantKind]] = frozenset({"net", "tool"})
+
+HIDDEN_NAMES: Final = (".sage", ".env*", ".netrc", ".npmrc", ".pypirc", "*.pem", "*.key", "id_*")
+"""Names that a read grant on a folder does not show, at any depth, unless a grant names the very file.
+
+``.git/config`` is replaced beside these (see `is_git_config`): it holds remotes with credentials, but git needs one.
+"""
+
+PROTECTED_NAMES: Final = (
+    ".git", ".hg", ".svn", ".gitmodules", ".gitattributes", ".sage", ".envrc", ".env*", ".mcp.json", ".claude", ".cursor",
+    ".codex", ".gemini", "agents.md", "claude.md", ".vscode", ".idea", ".devcontainer", ".pre-commit-config.yaml", ".husky",
+    ".github/workflows", ".gitlab-ci.yml", ".npmrc", ".yarnrc*", ".pypirc", "pip.conf", "sitecustomize.py",
+    "usercustomize.py", "*.pth", "conftest.py", ".tool-versions", "mise.toml",
+)  # fmt: skip
+"""Names a write never reaches, at any depth, compared after NFC and casefold: what other programs run or obey unasked."""
+
+RUNS_LATER_NAMES: Final = (
+    "makefile", "gnumakefile", "package.json", "setup.py", "noxfile.py", "tox.ini", "justfile", "rakefile", "build.rs",
+    "cmakelists.txt", "dockerfile", "*.sh", "test_*.py", "*_test.py",
+)  # fmt: skip
+"""Writable, but code the user is likely to run: ``plan`` marks a write grant that covers them."""
+
+RESULT_MAX: Final = 16 * MiB
+STREAM_KEPT: Final = 64 * KiB
+STREAM_MAX: Final = 16 * MiB
+ARTIFACTS_MAX: Final = 256 * MiB
+ARTIFACT_FILES_MAX: Final = 1_000
+ARTIFACT_DEPTH_MAX: Final = 16
+RETRIES_MAX: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What an operation may touch. As asked: text from a template. As granted: absolute, real paths.
+
+    ``unprotected`` holds the names that a ``write!:`` grant took off `PROTECTED_NAMES` for one run; no template sets it.
+    """
+
+    read: tuple[str, ...] = ()
+    write: tuple[str, ...] = ()
+    write_through: tuple[str, ...] = ()
+    net: tuple[str, ...] = ()
+    loopback: bool = False
+    tool: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    unprotected: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, field.name) for field in fields(self))
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether running the operation twice can be told from running it once only by its cost."""
+        return not (self.write or self.write_through or self.net or self.tool)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much an operation may use: bytes and seconds, for the operation's processes together."""
+
+    memory: int = 256 * MiB
+    cpu_s: float = 60.0
+    pids: int = 64
+    disk: int = 64 * MiB
+    timeout_s: float = 600.0
+
+
+CEILING_CPU_S: Final = 3600.0
+CEILING_TIMEOUT_S: Final = 24 * 3600.0
+CEILING_PIDS: Final = 512
+CEILING_DISK: Final = 4 * GiB
+
+
+def ceilings(total_memory: int) -> Limits:
+    """The most a template may ask for on a machine with this much memory (bytes)."""
+    return Limits(total_memory // 2, CEILING_CPU_S, CEILING_PIDS, CEILING_DISK, CEILING_TIMEOUT_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """One thing the user allows: ``forced`` is the ``!`` of ``read!:`` and ``write!:``."""
+
+    kind: GrantKind
+    value: str = ""
+    forced: bool = False
+
+    def __str__(self) -> str:
+        """The grant as ``--allow`` takes it."""
+        return self.kind if self.kind == "loopback" else f"{self.kind}{'!' if self.forced else ''}:{self.value}"
+
+
+def parse_grant(text: str) -> Grant:
+    """Read ``KIND:VALUE`` (or ``loopback``) as typed after ``--allow``; UsageError on anything else."""
+    if text == "loopback":
+        return Grant("loopback")
+    word, colon, value = text.partition(":")
+    forced = word.endswith("!")
+    for kind in GRANT_KINDS:
+        if kind == word.removesuffix("!") and kind != "loopback":
+            if forced and kind not in ("read", "write"):
+                break
+            if not colon or not value:
+                raise UsageError(f"--allow {kind} needs a value", f"write --allow {kind}:VALUE")
+            if "\0" in value:
+                raise UsageError(f"--allow {kind}: a NUL byte is in the value")
+            return Grant(kind, value, forced)
+    raise UsageError(f"--allow does not know {word!r}", "one of " + ", ".join(GRANT_KINDS))
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgG]?)(?:i?[bB])?")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
+_SECONDS: Final[Mapping[str, float]] = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_size(value: int | str) -> int:
+    """Bytes from ``268435456``, ``256M``, ``256MiB``; ValueError if it is neither or not positive."""
+    match = _SIZE.fullmatch(str(value).strip())
+    size = int(float(match[1]) * {"": 1, "k": KiB, "m": MiB, "g": GiB}[match[2].lower()]) if match else 0
+    if size <= 0 or isinstance(value, bool):
+        raise ValueError(f"{value!r} is not a size such as 256M")
+    return size
+
+
+def parse_duration(value: float | str) -> float:
+    """Seconds from a number of milliseconds or ``90s``, ``10m``; ValueError if it is neither or not positive."""
+    if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
+        seconds = float(match[1]) * _SECONDS[match[2]]
+    else:
+        try:
+            seconds = float("nan") if isinstance(value, bool) else float(value) / 1000
+        except ValueError:
+            seconds = float("nan")
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"{value!r} is not a duration such as 90s, 10m or a number of milliseconds")
+    return seconds
+
+
+def format_size(size: int) -> str:
+    """``268435456`` as ``256 MiB``; the largest unit that keeps it readable."""
+    for unit, name in ((GiB, "GiB"), (MiB, "MiB"), (KiB, "KiB")):
+        if size >= unit:
+            return f"{size / unit:.1f}".removesuffix(".0") + f" {name}"
+    return f"{size} B"
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as the user writes them: ``450 ms``, ``90 s``, ``10 min``, ``2 h``."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    for unit, name in ((3600.0, "h"), (60.0, "min")):
+        if seconds >= unit and seconds % unit == 0:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds:.1f}".removesuffix(".0") + " s"
+
+
+def fold(name: str) -> str:
+    """A file name as a case-insensitive, normalising file system would compare it."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a folder grant leaves out entries of this name."""
+    return any(fnmatchcase(name, pattern) for pattern in HIDDEN_NAMES)
+
+
+def is_git_config(parts: Sequence[str]) -> bool:
+    """Whether these path components end in a git configuration (``.git/config``, also of modules and worktrees)."""
+    return len(parts) >= 2 and parts[-1] in ("config", "config.worktree") and ".git" in parts[:-1]
+
+
+def is_protected(parts: Sequence[str], unprotected: Sequence[str] = ()) -> bool:
+    """Whether a write to this relative path (its components) is refused, at whatever depth the name stands."""
+    folded = [fold(part) for part in parts]
+    spared = {fold(name) for name in unprotected}
+    for pattern in PROTECTED_NAMES:
+        size = pattern.count("/") + 1
+        for start in range(len(folded) - size + 1):
+            found = "/".join(folded[start : start + size])
+            if fnmatchcase(found, pattern) and found not in spared:
+                return True
+    return False
+
+
+def runs_later(name: str) -> bool:
+    """Whether a file of this name is code that the user will likely run."""
+    return any(fnmatchcase(fold(name), pattern) for pattern in RUNS_LATER_NAMES)

@@ -1,0 +1,1 @@
+"""What runs on the far side of a fork: standard library only, single-threaded, and small."""

@@ -1,0 +1,36 @@
+"""What a supervisor is asked to run: one operation, everything about it already decided."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sage_sandbox.policy import Limits, Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One operation, ready for a sandbox.
+
+    ``policy`` holds absolute, real paths. ``params`` and ``inputs`` are JSON text (UTF-8). ``env`` holds the values of
+    the granted names and what the runner adds (``SAGE_ATTEMPT``, ``SAGE_IDEMPOTENCY_KEY``). ``project`` is the absolute
+    path the operation sees as its working directory. Artifacts are put below ``artifacts`` (a folder that need not exist
+    yet; empty: none are collected).
+    """
+
+    type: Literal["python", "command"]
+    code: str = ""
+    file: str = "<operation>"
+    files: tuple[tuple[str, str], ...] = ()
+    packages: tuple[str, ...] = ()
+    argv: tuple[str, ...] = ()
+    output: Literal["text", "lines", "json"] = "text"
+    ok_codes: tuple[int, ...] = (0,)
+    params: bytes = b"null"
+    inputs: bytes = b"{}"
+    policy: Policy = Policy()
+    limits: Limits = Limits()
+    env: tuple[tuple[str, str], ...] = ()
+    project: str = "/"
+    artifacts: str = ""
+    require_cgroup: bool = False

@@ -1,0 +1,108 @@
+"""A workflow as the rest of the program knows it: frozen dataclasses, made once from a checked template.
+
+Workers unpickle these, so nothing heavier than the standard library is imported here (the pydantic model that checks a
+template is in `workflow.model`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sage_sandbox.policy import Limits, Policy
+
+OperationType = Literal["python", "command"]
+OutputKind = Literal["text", "lines", "json"]
+
+
+@dataclass(frozen=True, slots=True)
+class AskedLimits:
+    """What a template asks for; None where it says nothing (bytes, seconds)."""
+
+    memory: int | None = None
+    cpu_s: float | None = None
+    pids: int | None = None
+    disk: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A Python file of the template, read once: what was digested is what runs. ``name`` is relative to the template."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """What of a result reaches people and agents; state keeps all of it."""
+
+    fields: tuple[str, ...] = ()
+    max_items: int | None = None
+    max_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One thing to run in one sandbox."""
+
+    id: str
+    type: OperationType
+    params: Any = None
+    code: str = ""
+    """python: the source of the main module, inline or read from ``file``."""
+    file: str = ""
+    """python: the name of the file the code came from; empty when inline."""
+    files: tuple[SourceFile, ...] = ()
+    packages: tuple[str, ...] = ()
+    argv: tuple[str, ...] = ()
+    output: OutputKind = "text"
+    ok_codes: tuple[int, ...] = (0,)
+    policy: Policy = Policy()
+    limits: AskedLimits = AskedLimits()
+    timeout_s: float | None = None
+    retries: int = 0
+    keep: Keep | None = None
+    cache: bool = True
+    line: int = 0
+    """Where the operation stands in its template (1-based)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One or several operations that run in parallel once the dependencies are done."""
+
+    id: str
+    name: str
+    operations: tuple[Operation, ...]
+    dependencies: tuple[str, ...] = ()
+    timeout_s: float = Limits().timeout_s
+    success_threshold: float = 0.75
+    single: bool = False
+    """Written as a mapping, not as a list: its result is the operation's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A workflow parameter: set by ``--param``, else the default; required where ``required``."""
+
+    type: Literal["string", "integer", "number", "boolean", "array", "object"]
+    default: Any = None
+    required: bool = True
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Workflow:
+    """A whole definition, and the template it came from."""
+
+    name: str
+    phases: tuple[Phase, ...]
+    description: str = ""
+    timeout_s: float | None = None
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    source: str = ""
+    """The path of the template, as given."""
+    digest: str = ""
+    """SHA-256 (hex) over the template's bytes and those of every file it names."""
