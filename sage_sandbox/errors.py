@@ -5,6 +5,7 @@ SageError                      something ended the command; ``exit_code`` says w
 ├── UsageError          (2)    the command line or an argument is wrong
 ├── SandboxUnavailable (14)    this machine cannot confine an operation: ``feature``
 ├── NotGranted         (15)    something asked for is not allowed: ``missing``
+├── ReferenceMissing    (1)    a ``${…}`` cannot be filled in: the operation is rejected before it starts
 ├── WorkerLost          (1)    a slot's process died under an operation: ``slot``
 └── Interrupted       (130)    the user ended it
 
@@ -107,6 +108,10 @@ class NotGranted(SageError):
         self.message = message
         self.hint = hint
         self.missing = missing
+
+
+class ReferenceMissing(SageError):
+    """A ``${…}`` leads to nothing, or to something that does not fit where it stands."""
 
 
 class WorkerLost(SageError):

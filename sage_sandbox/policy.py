@@ -29,12 +29,12 @@ HIDDEN_NAMES: Final = (".sage", ".env*", ".netrc", ".npmrc", ".pypirc", "*.pem",
 """
 
 PROTECTED_NAMES: Final = (
-    ".git", ".hg", ".svn", ".gitmodules", ".gitattributes", ".sage", ".envrc", ".env*", ".mcp.json", ".claude", ".cursor",
-    ".codex", ".gemini", "agents.md", "claude.md", ".vscode", ".idea", ".devcontainer", ".pre-commit-config.yaml", ".husky",
-    ".github/workflows", ".gitlab-ci.yml", ".npmrc", ".yarnrc*", ".pypirc", "pip.conf", "sitecustomize.py",
-    "usercustomize.py", "*.pth", "conftest.py", ".tool-versions", "mise.toml",
+    ".git", ".hg", ".svn", ".gitmodules", ".gitattributes", ".sage", ".envrc", ".env*", ".mcp.json", ".claude",
+    ".cursor", ".codex", ".gemini", "agents.md", "claude.md", ".vscode", ".idea", ".devcontainer",
+    ".pre-commit-config.yaml", ".husky", ".github/workflows", ".gitlab-ci.yml", ".npmrc", ".yarnrc*", ".pypirc",
+    "pip.conf", "sitecustomize.py", "usercustomize.py", "*.pth", "conftest.py", ".tool-versions", "mise.toml",
 )  # fmt: skip
-"""Names a write never reaches, at any depth, compared after NFC and casefold: what other programs run or obey unasked."""
+"""Names a write never reaches, at any depth, compared by `fold`: what other programs run or obey unasked."""
 
 RUNS_LATER_NAMES: Final = (
     "makefile", "gnumakefile", "package.json", "setup.py", "noxfile.py", "tox.ini", "justfile", "rakefile", "build.rs",
@@ -55,7 +55,8 @@ RETRIES_MAX: Final = 10
 class Policy:
     """What an operation may touch. As asked: text from a template. As granted: absolute, real paths.
 
-    ``unprotected`` holds the names that a ``write!:`` grant took off `PROTECTED_NAMES` for one run; no template sets it.
+    ``unprotected`` holds the names that a ``write!:`` grant took off `PROTECTED_NAMES` for one run; no template sets
+    it.
     """
 
     read: tuple[str, ...] = ()
@@ -115,6 +116,8 @@ def parse_grant(text: str) -> Grant:
     """Read ``KIND:VALUE`` (or ``loopback``) as typed after ``--allow``; UsageError on anything else."""
     if text == "loopback":
         return Grant("loopback")
+    if text.startswith("loopback:"):
+        raise UsageError("--allow loopback takes no value")
     word, colon, value = text.partition(":")
     forced = word.endswith("!")
     for kind in GRANT_KINDS:
@@ -137,10 +140,10 @@ _SECONDS: Final[Mapping[str, float]] = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3
 def parse_size(value: int | str) -> int:
     """Bytes from ``268435456``, ``256M``, ``256MiB``; ValueError if it is neither or not positive."""
     match = _SIZE.fullmatch(str(value).strip())
-    size = int(float(match[1]) * {"": 1, "k": KiB, "m": MiB, "g": GiB}[match[2].lower()]) if match else 0
-    if size <= 0 or isinstance(value, bool):
+    size = float(match[1]) * {"": 1, "k": KiB, "m": MiB, "g": GiB}[match[2].lower()] if match else 0
+    if not 1 <= size < float("inf"):
         raise ValueError(f"{value!r} is not a size such as 256M")
-    return size
+    return int(size)
 
 
 def parse_duration(value: float | str) -> float:
@@ -150,7 +153,7 @@ def parse_duration(value: float | str) -> float:
     else:
         try:
             seconds = float("nan") if isinstance(value, bool) else float(value) / 1000
-        except ValueError:
+        except (ValueError, OverflowError):
             seconds = float("nan")
     if not 0 < seconds < float("inf"):
         raise ValueError(f"{value!r} is not a duration such as 90s, 10m or a number of milliseconds")
@@ -175,9 +178,18 @@ def format_duration(seconds: float) -> str:
     return f"{seconds:.1f}".removesuffix(".0") + " s"
 
 
+# What casefolding ext4 and HFS+ do not see in a name: format characters, joiners, fillers, variation selectors
+# (CVE-2014-9390: ".g\u200cit" was .git there).
+_IGNORABLE = re.compile(
+    "[\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+
+
 def fold(name: str) -> str:
     """A file name as a case-insensitive, normalising file system would compare it."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    visible = _IGNORABLE.sub("", name).rstrip(". ")  # vfat drops what trails
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", visible).casefold())
 
 
 def is_hidden(name: str) -> bool:

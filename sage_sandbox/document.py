@@ -1,0 +1,168 @@
+"""What a run left, as records and as the one JSON document of ``--json``. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sage_sandbox.errors import ExitCode
+from sage_sandbox.events import PhaseStatus, RunStatus
+from sage_sandbox.outcome import Outcome, Reason
+
+
+@dataclass(frozen=True, slots=True)
+class OperationResult:
+    """One operation and its outcome."""
+
+    id: str
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseResult:
+    """One phase: ``operations`` holds those that settled (none of a phase that never started).
+
+    ``started_s`` counts from the start of the run and is None where the phase never did.
+    """
+
+    id: str
+    name: str
+    status: PhaseStatus
+    single: bool
+    operations: tuple[OperationResult, ...] = ()
+    started_s: float | None = None
+    duration_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunError:
+    """Why something did not succeed: an operation, or (``operation`` empty) a phase or (both empty) the run."""
+
+    phase: str
+    operation: str
+    reason: Reason | PhaseStatus
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """Counts and times of a run: ``parallel_max`` is the most operations that ran at one moment."""
+
+    duration_s: float = 0.0
+    phases: int = 0
+    operations: int = 0
+    fulfilled: int = 0
+    rejected: int = 0
+    retries: int = 0
+    parallel_max: int = 0
+    tokens: int = 0
+    context_reloads: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How a run ended; nothing of it is running any more."""
+
+    workflow_id: str
+    feature: str
+    workflow: str
+    status: RunStatus
+    exit_code: ExitCode
+    phases: tuple[PhaseResult, ...]
+    metrics: Metrics
+    errors: tuple[RunError, ...] = ()
+    hint: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every phase completed."""
+        return self.status == "completed"
+
+    def phase(self, phase_id: str) -> PhaseResult:
+        """The phase of this id; KeyError if the workflow has none."""
+        for phase in self.phases:
+            if phase.id == phase_id:
+                return phase
+        raise KeyError(phase_id)
+
+    def outcome(self, phase_id: str, operation_id: str) -> Outcome:
+        """The outcome of one operation; KeyError if it has none."""
+        for operation in self.phase(phase_id).operations:
+            if operation.id == operation_id:
+                return operation.outcome
+        raise KeyError(operation_id)
+
+
+def document(result: RunResult) -> dict[str, Any]:
+    """The result as plain data, under the names of the specification."""
+    return {
+        "success": result.ok,
+        "workflowId": result.workflow_id,
+        "feature": result.feature,
+        "workflow": result.workflow,
+        "status": result.status,
+        "exitCode": int(result.exit_code),
+        "results": {"phases": [_phase(phase) for phase in result.phases], "metrics": _metrics(result.metrics)},
+        "errors": [asdict(error) for error in result.errors],
+        "hint": result.hint,
+    }
+
+
+def _metrics(metrics: Metrics) -> dict[str, Any]:
+    return {
+        "totalTime": _ms(metrics.duration_s),
+        "totalTokens": metrics.tokens,
+        "contextReloads": metrics.context_reloads,
+        "phaseCount": metrics.phases,
+        "operationCount": metrics.operations,
+        "fulfilled": metrics.fulfilled,
+        "rejected": metrics.rejected,
+        "retries": metrics.retries,
+        "parallelOps": metrics.parallel_max,
+    }
+
+
+def _phase(phase: PhaseResult) -> dict[str, Any]:
+    return {
+        "id": phase.id,
+        "name": phase.name,
+        "status": phase.status,
+        "single": phase.single,
+        "startedMs": None if phase.started_s is None else _ms(phase.started_s),
+        "metrics": {"duration": _ms(phase.duration_s), "tokens": 0, "operationCount": len(phase.operations)},
+        "operations": [_operation(operation.id, operation.outcome) for operation in phase.operations],
+    }
+
+
+def _operation(operation_id: str, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "id": operation_id,
+        "status": outcome.status,
+        "result": outcome.value() if outcome.ok else None,
+        "error": None if outcome.ok else {"reason": outcome.reason, "message": outcome.error, "hint": outcome.hint},
+        "durationMs": _ms(outcome.duration_s),
+        "cpuMs": _ms(outcome.cpu_s),
+        "maxRssBytes": outcome.max_rss,
+        "exitCode": outcome.exit_code,
+        "sandboxLevel": outcome.level,
+        "capabilities": asdict(outcome.capabilities),
+        "violations": [asdict(violation) for violation in outcome.violations],
+        "artifacts": [asdict(artifact) for artifact in outcome.artifacts],
+        "written": list(outcome.written),
+        "stdout": _text(outcome.stdout),
+        "stderr": _text(outcome.stderr),
+        "attempts": [
+            {"status": a.status, "reason": a.reason, "error": a.error, "durationMs": _ms(a.duration_s)}
+            for a in outcome.attempts
+        ],
+    }
+
+
+def _ms(seconds: float) -> float:
+    """Milliseconds, to the microsecond."""
+    return round(seconds * 1000, 3)
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace")

@@ -1,0 +1,26 @@
+"""Observers of a run, none of whom can stop it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from sage_sandbox.escaping import clip
+from sage_sandbox.events import Event, Observer
+
+
+class Listeners:
+    """Passes events on; an observer that raises hears nothing more, and that is said on stderr."""
+
+    def __init__(self, observers: Iterable[Observer]) -> None:
+        self._observers = list(observers)
+
+    def __call__(self, event: Event) -> None:
+        """Tell every observer."""
+        for observer in tuple(self._observers):
+            try:
+                observer(event)
+            except Exception as error:  # noqa: BLE001 - whatever an observer does wrong is not the run's business
+                self._observers.remove(observer)
+                text = f"⚠ an observer failed and was dropped: {type(error).__name__}: {error}"
+                sys.stderr.write(clip(text, 200) + "\n")

@@ -1,0 +1,208 @@
+"""Run a workflow: the public face of the loop that joins the rooms."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from sage_sandbox.dispatch.base import Slots
+from sage_sandbox.dispatch.dispatcher import Dispatcher
+from sage_sandbox.dispatch.memory import MemoryGate, MemoryReader, read_memory
+from sage_sandbox.document import Metrics, PhaseResult, RunError, RunResult
+from sage_sandbox.errors import UsageError
+from sage_sandbox.events import Observer, RunSettled, RunStarted
+from sage_sandbox.loop import Key, Loop, Terms
+from sage_sandbox.observe.listeners import Listeners
+from sage_sandbox.operations.base import Setting
+from sage_sandbox.operations.inputs import Results
+from sage_sandbox.policy import Limits, Policy, format_duration, parse_duration
+from sage_sandbox.settling import GOES_ON, Frontier, Stop, run_status
+from sage_sandbox.workflow.definition import Workflow
+from sage_sandbox.workflow.planning import plan
+
+__all__ = ["RunResult", "Runner", "parallel_limit", "warm", "workflow_timeout"]
+
+FEATURE: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+PARALLEL_DEFAULT: Final = 4
+TIMEOUT_DEFAULT_S: Final = 600.0
+
+
+def parallel_limit(environ: Mapping[str, str]) -> int:
+    """``SAGE_PARALLEL_LIMIT``, or 4; UsageError if it is no positive number."""
+    text = environ.get("SAGE_PARALLEL_LIMIT") or str(PARALLEL_DEFAULT)
+    if not re.fullmatch("[1-9][0-9]{0,2}", text):
+        raise UsageError(f"SAGE_PARALLEL_LIMIT is {text!r}, not a number from 1 to 999", "set it to 4, for instance")
+    return int(text)
+
+
+def workflow_timeout(asked_s: float | None, workflow: Workflow, environ: Mapping[str, str]) -> float:
+    """Seconds: as the user asked, else as the template says, else ``SAGE_WORKFLOW_TIMEOUT``, else 10 minutes."""
+    if asked_s is not None:
+        return asked_s
+    if workflow.timeout_s is not None:
+        return workflow.timeout_s
+    text = environ.get("SAGE_WORKFLOW_TIMEOUT")
+    try:
+        return parse_duration(text) if text else TIMEOUT_DEFAULT_S
+    except ValueError as error:
+        raise UsageError(f"SAGE_WORKFLOW_TIMEOUT: {error}", "set it to 600000, for instance") from error
+
+
+def warm(project: str, *, parallel: int = PARALLEL_DEFAULT, slots: int = 1) -> Dispatcher:
+    """Start workers before the template is read; give the dispatcher to `Runner`, or close it."""
+    dispatcher = Dispatcher(os.path.realpath(project), parallel=parallel)
+    dispatcher.grow(slots)
+    return dispatcher
+
+
+class Runner:
+    """One run of a workflow for a feature; used once.
+
+    ``policies`` and ``limits`` say what each operation (by phase id and operation id) was granted: absolute real paths;
+    an operation that is not in them gets nothing, and the default limits. ``params`` holds the value of every parameter
+    of the workflow. Artifacts go below ``artifacts_root/feature/phase/operation``; None: none are collected. A
+    ``dispatcher`` that is given decides about ``parallel`` and is closed at the end of the run, too.
+    """
+
+    def __init__(
+        self,
+        workflow: Workflow,
+        *,
+        feature: str,
+        params: Mapping[str, Any] | None = None,
+        policies: Mapping[Key, Policy] | None = None,
+        limits: Mapping[Key, Limits] | None = None,
+        project: str = ".",
+        parallel: int = PARALLEL_DEFAULT,
+        sequential: bool = False,
+        timeout_s: float | None = None,
+        observers: Iterable[Observer] = (),
+        artifacts_root: str | None = None,
+        require_cgroup: bool = False,
+        dispatcher: Slots | None = None,
+        environ: Mapping[str, str] | None = None,
+        memory: MemoryReader = read_memory,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        if not FEATURE.fullmatch(feature):
+            raise UsageError(f"{feature!r} is not a feature name", "use 1 to 64 of a-z, 0-9 and -, not - first")
+        environ = os.environ if environ is None else environ
+        self.workflow_id = secrets.token_hex(8)
+        self._workflow = workflow
+        self._feature = feature
+        self._tell = Listeners(observers)
+        self._clock = clock
+        setting = Setting(
+            run=self.workflow_id,
+            project=os.path.realpath(project),
+            artifacts=f"{artifacts_root}/{feature}" if artifacts_root is not None else "",
+            require_cgroup=require_cgroup,
+            environ=environ,
+        )
+        self._terms = Terms(policies or {}, limits or {}, setting, workflow_timeout(timeout_s, workflow, environ))
+        self._order = plan(workflow)
+        self._results = Results(
+            params or {}, feature, {phase: len(set(names)) for phase, names in self._order.dependents.items()}
+        )
+        self._gate = MemoryGate(memory, clock)
+        self._jitter = jitter
+        self._parallel = 1 if sequential else parallel
+        self._slots = dispatcher
+        self._loop: Loop | None = None
+        self._cancelled = False
+
+    def run(self) -> RunResult:
+        """Run to the end. Raises SandboxUnavailable if this machine cannot confine; leaves no process in any case."""
+        started = self._clock()
+        operations = sum(len(phase.operations) for phase in self._workflow.phases)
+        self._tell(
+            RunStarted(self.workflow_id, self._feature, self._workflow.name, len(self._workflow.phases), operations)
+        )
+        slots = self._slots or Dispatcher(self._terms.setting.project, parallel=self._parallel)
+        try:
+            loop = self._loop = self._make_loop(slots)
+            if self._cancelled:
+                loop.cancel()
+            loop.run()
+        finally:
+            slots.close()
+        result = self._result(loop, self._clock() - started)
+        self._tell(RunSettled(self.workflow_id, self._feature, result.status, result.metrics.duration_s))
+        return result
+
+    def cancel(self) -> None:
+        """End the run soon, its operations killed; safe in a signal handler, from other threads, and more than once."""
+        self._cancelled = True
+        if self._loop is not None:
+            self._loop.cancel()
+
+    def _make_loop(self, slots: Slots) -> Loop:
+        return Loop(
+            {phase.id: phase for phase in self._workflow.phases},
+            Frontier(self._order.dependencies, self._order.dependents),
+            self._results,
+            self._terms,
+            slots,
+            tell=self._tell,
+            gate=self._gate,
+            clock=self._clock,
+            jitter=self._jitter,
+        )
+
+    def _result(self, loop: Loop, duration_s: float) -> RunResult:
+        phases = tuple(loop.settled[phase.id] for phase in self._workflow.phases)
+        stop = loop.stop
+        status, exit_code = run_status(
+            ((phase.status, phase.single) for phase in phases),
+            cancelled=stop is not None and stop.reason == "cancelled",
+            timed_out=stop is not None and stop.reason == "timeout",
+        )
+        return RunResult(
+            workflow_id=self.workflow_id,
+            feature=self._feature,
+            workflow=self._workflow.name,
+            status=status,
+            exit_code=exit_code,
+            phases=phases,
+            metrics=_metrics(phases, duration_s, loop.parallel_max),
+            errors=tuple(_errors(self._workflow, phases, stop)),
+            hint="" if status == "completed" else "resume is not available yet: run it again",
+        )
+
+
+def _metrics(phases: tuple[PhaseResult, ...], duration_s: float, parallel_max: int) -> Metrics:
+    outcomes = [operation.outcome for phase in phases for operation in phase.operations]
+    fulfilled = sum(outcome.ok for outcome in outcomes)
+    return Metrics(
+        duration_s=duration_s,
+        phases=len(phases),
+        operations=len(outcomes),
+        fulfilled=fulfilled,
+        rejected=len(outcomes) - fulfilled,
+        retries=sum(max(0, len(outcome.attempts) - 1) for outcome in outcomes),
+        parallel_max=parallel_max,
+    )
+
+
+def _errors(workflow: Workflow, phases: tuple[PhaseResult, ...], stop: Stop | None) -> Iterator[RunError]:
+    """What the user should read: the run's own end first, then each phase in the order of the template."""
+    if stop is not None:
+        yield RunError("", "", stop.reason, stop.text, stop.hint)
+    statuses = {phase.id: phase.status for phase in phases}
+    for phase, defined in zip(phases, workflow.phases, strict=True):
+        for operation in phase.operations:
+            outcome = operation.outcome
+            if outcome.reason is not None:
+                yield RunError(phase.id, operation.id, outcome.reason, outcome.error, outcome.hint)
+        if phase.status == "timeout" and stop is None:
+            text = f"phase timeout exceeded ({phase.id} > {format_duration(defined.timeout_s)})"
+            yield RunError(phase.id, "", "timeout", text)
+        if phase.status == "blocked":
+            ended = [name for name in defined.dependencies if statuses[name] not in GOES_ON]
+            yield RunError(phase.id, "", "blocked", f"not started: {', '.join(ended) or 'the run'} did not complete")

@@ -1,0 +1,276 @@
+"""Files that an operation left, taken over after its whole process tree is dead.
+
+Everything is reached from a descriptor of the work folder that was opened before user code ran, without following any
+link or leaving its file system. What cannot be taken over as a plain file is named, and nothing of the lot is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from sage_sandbox.errors import SageError
+from sage_sandbox.outcome import Artifact
+from sage_sandbox.policy import ARTIFACT_DEPTH_MAX, ARTIFACT_FILES_MAX, ARTIFACTS_MAX, format_size, is_protected
+from sage_sandbox.sandbox.inside import syscalls as sc
+from sage_sandbox.sandbox.steps import Stage
+
+_BENEATH = sc.RESOLVE_BENEATH | sc.RESOLVE_NO_SYMLINKS | sc.RESOLVE_NO_MAGICLINKS | sc.RESOLVE_NO_XDEV
+_OPAQUE = "user.overlay.opaque"
+_NAME_MAX = 255
+
+
+class Uncollectable(SageError):
+    """What the operation left is not what it may leave; the message names the file and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One entry of a folder that an operation wrote: its path as components, and what lstat(2) said of it."""
+
+    parts: tuple[str, ...]
+    status: os.stat_result
+
+    @property
+    def path(self) -> str:
+        """The components as a relative path."""
+        return "/".join(self.parts)
+
+
+def collect_artifacts(work_fd: int, destination: str) -> tuple[Artifact, ...]:
+    """Copy ``$SAGE_OUT`` into a new folder ``destination``, whole or not at all; Uncollectable if something is off."""
+    with _opened(work_fd, "box/out", os.O_RDONLY | os.O_DIRECTORY) as source:
+        found = list(_walk(source))
+        files = [entry for entry in found if not stat.S_ISDIR(entry.status.st_mode)]
+        if not files:
+            return ()
+        _check_artifacts(files)
+        temporary = f"{destination}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.makedirs(temporary, 0o700)
+        try:
+            artifacts = tuple(_copy_artifact(source, entry, temporary) for entry in files)
+            with _opened(sc.AT_FDCWD, os.path.dirname(destination), os.O_PATH, 0) as parent:
+                shutil.rmtree(destination, ignore_errors=True)
+                name = os.path.basename(destination)
+                sc.renameat2(parent, f"{name}.tmp", parent, name, sc.RENAME_NOREPLACE)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return artifacts
+
+
+def _check_artifacts(files: list[Found]) -> None:
+    if len(files) > ARTIFACT_FILES_MAX:
+        raise Uncollectable(f"artifacts: more than {ARTIFACT_FILES_MAX:,} files")
+    for entry in files:
+        if not stat.S_ISREG(entry.status.st_mode):
+            raise Uncollectable(f"artifact {entry.path!r} is no regular file")
+        if entry.status.st_nlink != 1:
+            raise Uncollectable(f"artifact {entry.path!r} has more than one link")
+    if sum(entry.status.st_size for entry in files) > ARTIFACTS_MAX:
+        raise Uncollectable(f"artifacts: more than {format_size(ARTIFACTS_MAX)}")
+
+
+def _copy_artifact(source: int, entry: Found, temporary: str) -> Artifact:
+    target = os.path.join(temporary, *entry.parts)
+    os.makedirs(os.path.dirname(target), 0o700, exist_ok=True)
+    digest = hashlib.sha256()
+    with _opened(source, entry.path, os.O_RDONLY | os.O_NONBLOCK) as reader:
+        size = _copy(reader, target, entry.status.st_size, digest.update)
+    return Artifact(entry.path, size, digest.hexdigest())
+
+
+def commit_stages(work_fd: int, stages: tuple[Stage, ...], unprotected: tuple[str, ...]) -> tuple[str, ...]:
+    """Carry out what the operation wrote to its ``write:`` grants, file by file; the absolute paths that changed.
+
+    Everything is checked before the first file is touched: a protected name, a link or a special file refuses the lot
+    (Uncollectable).
+    """
+    plans = [change for stage in stages for change in _plan(work_fd, stage, unprotected)]
+    for change in plans:
+        change.carry_out(work_fd)
+    return tuple(change.path for change in plans if not change.folder)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing to do outside: write the staged file ``source`` to ``path`` beneath ``root``, or remove it (None)."""
+
+    root: str
+    relative: str
+    source: str | None
+    size: int = 0
+    folder: bool = False
+
+    @property
+    def path(self) -> str:
+        """Where it happens, absolute."""
+        return os.path.join(self.root, self.relative) if self.relative else self.root
+
+    def carry_out(self, work_fd: int) -> None:
+        """Do it; the target's folder is opened without following links, so nothing outside the grant is reached."""
+        top, relative = (self.root, self.relative) if self.relative else os.path.split(self.root)
+        folder, name = os.path.split(relative)
+        with _opened(sc.AT_FDCWD, top, os.O_PATH | os.O_DIRECTORY, sc.RESOLVE_NO_SYMLINKS) as base:
+            owner = os.fstat(base)
+            with _opened(base, folder or ".", os.O_PATH | os.O_DIRECTORY) as parent:
+                if self.folder:
+                    with suppress(FileExistsError):
+                        os.mkdir(name, 0o755, dir_fd=parent)
+                        os.chown(name, owner.st_uid, owner.st_gid, dir_fd=parent, follow_symlinks=False)
+                elif self.source is None:
+                    _remove(parent, name)
+                else:
+                    self._replace(work_fd, parent, name, (owner.st_uid, owner.st_gid))
+
+    def _replace(self, work_fd: int, parent: int, name: str, owner: tuple[int, int]) -> None:
+        assert self.source is not None
+        temporary = f".{name[:200]}.sage-{os.getpid()}"
+        with _opened(work_fd, self.source, os.O_RDONLY | os.O_NONBLOCK) as reader:
+            try:
+                _copy(reader, temporary, self.size, mode=0o644, dir_fd=parent, owner=owner)
+                os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+            except OSError:
+                with suppress(OSError):
+                    os.unlink(temporary, dir_fd=parent)
+                raise
+
+
+def _plan(work_fd: int, stage: Stage, unprotected: tuple[str, ...]) -> Iterator[Change]:
+    if not stage.folder:
+        yield from _plan_file(work_fd, stage)
+        return
+    base = f"stage/{stage.layer}/upper"
+    with _opened(work_fd, base, os.O_RDONLY | os.O_DIRECTORY) as upper:
+        for entry in _walk(upper):
+            if is_protected(_below_grant(stage.path, entry.parts), unprotected):
+                raise Uncollectable(
+                    f"wrote {entry.path!r}, a protected name", f"--allow 'write!:{_protected_part(entry.parts)}'"
+                )
+            yield from _plan_entry(upper, base, stage, entry)
+
+
+def _plan_file(work_fd: int, stage: Stage) -> Iterator[Change]:
+    source = f"stage/{stage.layer}/file"
+    with _opened(work_fd, source, os.O_RDONLY | os.O_NONBLOCK) as reader:
+        status = os.fstat(reader)
+        with _opened(sc.AT_FDCWD, stage.path, os.O_RDONLY | os.O_NONBLOCK, sc.RESOLVE_NO_SYMLINKS) as original:
+            if not _same_content(reader, original):
+                yield Change(stage.path, "", source, status.st_size)
+
+
+def _plan_entry(upper: int, base: str, stage: Stage, entry: Found) -> Iterator[Change]:
+    mode = entry.status.st_mode
+    if stat.S_ISCHR(mode) and entry.status.st_rdev == 0:
+        yield Change(stage.path, entry.path, None)
+    elif stat.S_ISDIR(mode):
+        if _is_opaque(upper, entry.path):
+            yield Change(stage.path, entry.path, None)
+        yield Change(stage.path, entry.path, f"{base}/{entry.path}", folder=True)
+    elif not stat.S_ISREG(mode):
+        raise Uncollectable(f"wrote {entry.path!r}, which is no regular file")
+    elif entry.status.st_nlink != 1:
+        raise Uncollectable(f"wrote {entry.path!r}, which has more than one link")
+    else:
+        yield Change(stage.path, entry.path, f"{base}/{entry.path}", entry.status.st_size)
+
+
+def _below_grant(root: str, parts: tuple[str, ...]) -> tuple[str, ...]:
+    """The path with the granted folder's own name before it: ``write:.github`` does not open ``.github/workflows``."""
+    return (os.path.basename(root), *parts)
+
+
+def _protected_part(parts: tuple[str, ...]) -> str:
+    for end in range(1, len(parts) + 1):
+        for start in range(end):
+            if is_protected(parts[start:end]):
+                return "/".join(parts[start:end])
+    return "/".join(parts)
+
+
+def _is_opaque(upper: int, path: str) -> bool:
+    with _opened(upper, path, os.O_RDONLY | os.O_DIRECTORY) as folder:
+        try:
+            return os.getxattr(folder, _OPAQUE) == b"y"
+        except OSError:
+            return False
+
+
+def _walk(top: int) -> Iterator[Found]:
+    """Everything beneath a folder, folders before what is in them; Uncollectable for names that are no plain text."""
+    stack: list[tuple[str, ...]] = [()]
+    count = 0
+    while stack:
+        here = stack.pop()
+        with _opened(top, "/".join(here) or ".", os.O_RDONLY | os.O_DIRECTORY) as folder:
+            for name in sorted(os.listdir(folder)):
+                entry = Found((*here, name), os.stat(name, dir_fd=folder, follow_symlinks=False))
+                count += 1
+                _check_name(entry, count)
+                yield entry
+                if stat.S_ISDIR(entry.status.st_mode):
+                    stack.append(entry.parts)
+
+
+def _check_name(entry: Found, count: int) -> None:
+    if count > 20 * ARTIFACT_FILES_MAX:
+        raise Uncollectable(f"left more than {20 * ARTIFACT_FILES_MAX:,} files and folders")
+    if len(entry.parts) > ARTIFACT_DEPTH_MAX:
+        raise Uncollectable(f"left folders nested deeper than {ARTIFACT_DEPTH_MAX}")
+    name = entry.parts[-1]
+    if not name.isprintable() or len(os.fsencode(name)) > _NAME_MAX or name.encode("utf-8", "replace").decode() != name:
+        raise Uncollectable(f"left a file whose name is no printable text: {name!r}")
+
+
+def _copy(reader: int, target: str, most: int, observe: object = None, *, mode: int = 0o600, dir_fd: int | None = None,
+          owner: tuple[int, int] | None = None) -> int:  # fmt: skip
+    """Copy at most what was announced (a sparse or growing file is refused) to a new file; its size."""
+    writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
+    try:
+        size = 0
+        while part := os.read(reader, 1 << 20):
+            size += len(part)
+            if size > most:
+                raise Uncollectable("a file grew while it was taken over")
+            if callable(observe):
+                observe(part)
+            os.write(writer, part)
+        os.fchmod(writer, mode)
+        if owner is not None and os.geteuid() == 0:
+            os.fchown(writer, *owner)
+        os.fsync(writer)
+    finally:
+        os.close(writer)
+    return size
+
+
+def _same_content(one: int, other: int) -> bool:
+    while True:
+        left, right = os.read(one, 1 << 20), os.read(other, 1 << 20)
+        if left != right:
+            return False
+        if not left:
+            return True
+
+
+def _remove(parent: int, name: str) -> None:
+    try:
+        os.unlink(name, dir_fd=parent)
+    except IsADirectoryError:
+        shutil.rmtree(name, dir_fd=parent)
+    except FileNotFoundError:
+        return
+
+
+@contextmanager
+def _opened(base: int, path: str, flags: int, resolve: int = _BENEATH) -> Iterator[int]:
+    fd = sc.openat2(base, path, flags, resolve)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

@@ -1,0 +1,345 @@
+"""Namespaces and mounts: the foundation a zygote lays once, and the view of the world each child gets.
+
+Layout of the zygote's own root, a tmpfs that no operation ever sees: `wire.HOST` (the host, recursively), `wire.ROOT` (what
+children without grants share), `wire.OWN_ROOT`, `wire.WORK` and `wire.LAYERS` (mount points for a child's private copy).
+Every function runs in the zygote or in a child that has not yet given its rights away; each raises OSError.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from fcntl import ioctl
+from struct import pack
+from typing import TYPE_CHECKING
+
+from _socket import AF_INET, SOCK_DGRAM, socket
+
+from sage_sandbox.sandbox.inside import syscalls as sc
+from sage_sandbox.sandbox.inside import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+READ_ONLY = sc.MOUNT_ATTR_RDONLY | sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV
+WRITABLE = sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV
+_CLONE = sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | sc.AT_RECURSIVE
+_WHOLE = sc.AT_EMPTY_PATH | sc.AT_RECURSIVE
+_LOOKUP = sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_SYMLINKS | sc.RESOLVE_NO_MAGICLINKS
+_TMPFS = sc.MS_NOSUID | sc.MS_NODEV
+_WHITEOUT = stat.S_IFCHR
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP = 1
+
+
+# In the zygote, before it serves.
+
+
+def enter_zygote(privileged: bool, uid: int, gid: int) -> None:
+    """Leave the host's namespaces: an ordinary user through a user namespace in which only that user exists."""
+    kinds = sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWNET | sc.CLONE_NEWIPC | sc.CLONE_NEWUTS
+    if privileged:
+        sc.unshare(kinds)
+    else:
+        sc.unshare(kinds | sc.CLONE_NEWUSER)
+        proc = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
+        write_maps(proc, "self", uid, gid)
+        os.close(proc)
+    sc.sethostname("sandbox")
+
+
+def write_maps(proc_fd: int, process: str, uid: int, gid: int, outside: tuple[int, int] | None = None) -> None:
+    """One user and one group, and setgroups(2) denied (user_namespaces(7)): each itself, unless ``outside`` says who."""
+    outer_uid, outer_gid = outside or (uid, gid)
+    maps = (("setgroups", "deny"), ("uid_map", f"{uid} {outer_uid} 1"), ("gid_map", f"{gid} {outer_gid} 1"))
+    for name, text in maps:
+        fd = os.open(f"{process}/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc_fd)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+
+
+def lay_foundation(foundation: wire.Foundation) -> None:
+    """Turn the zygote's root into a tmpfs with the host beneath `wire.HOST`, and build the shared root."""
+    sc.mount("none", "/", None, sc.MS_REC | sc.MS_PRIVATE)
+    host = sc.open_tree(sc.AT_FDCWD, "/", _CLONE)
+    # Any folder will do as a mount point: the tmpfs over it becomes the root at once, and `host` was cloned before.
+    sc.mount("tmpfs", "/proc", "tmpfs", _TMPFS, "mode=0755")
+    os.chdir("/proc")
+    _become_root()
+    for path in (wire.HOST, wire.ROOT, wire.OWN_ROOT, wire.WORK):
+        os.mkdir(path, 0o755)
+    for number in range(wire.LAYERS_MAX):
+        os.makedirs(f"{wire.LAYERS}/{number}", 0o755)
+    sc.move_mount(host, wire.HOST)
+    os.close(host)
+    _build_shared_root(foundation)
+
+
+def _build_shared_root(foundation: wire.Foundation) -> None:
+    for path in (*foundation.folders, wire.BOX, "/dev", "/proc"):
+        os.makedirs(wire.ROOT + path, 0o755, exist_ok=True)
+    for path, content in foundation.files:
+        _make_place(wire.ROOT + path, folder=False)
+        with open(wire.ROOT + path, "wb") as file:
+            file.write(content)
+    for source, path, folder in foundation.binds:
+        _bind(wire.HOST, source, wire.ROOT + path, folder, READ_ONLY)
+    for name in foundation.devices:
+        _bind(wire.HOST, f"/dev/{name}", f"{wire.ROOT}/dev/{name}", False, sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NOEXEC)
+    for path, target in foundation.links:
+        os.makedirs(os.path.dirname(wire.ROOT + path), 0o755, exist_ok=True)
+        os.symlink(target, wire.ROOT + path)
+    tree = sc.open_tree(sc.AT_FDCWD, wire.ROOT, _CLONE)
+    sc.mount_setattr(tree, "", sc.AT_EMPTY_PATH, READ_ONLY)
+    sc.move_mount(tree, wire.ROOT)
+    os.close(tree)
+
+
+def make_idmap(owner: tuple[int, int], uid: int, gid: int) -> int:
+    """A user namespace that shows ``owner``'s files as those of ``uid`` and ``gid`` in a mount (mount_setattr(2))."""
+    ready, go = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
+    holder = os.fork()
+    if not holder:
+        # We exist to hold a user namespace until our parent has opened it; nothing is imported, nothing returns.
+        try:
+            os.close(go[1])
+            sc.unshare(sc.CLONE_NEWUSER)
+            os.write(ready[1], b"x")
+            os.read(go[0], 1)
+        finally:
+            os._exit(0)
+    os.close(ready[1])
+    os.close(go[0])
+    try:
+        if not os.read(ready[0], 1):
+            raise OSError(errno.EPERM, "unshare: no user namespace for idmapped mounts")
+        return _mapped_namespace(holder, owner, (uid, gid))
+    finally:
+        os.close(ready[0])
+        os.close(go[1])
+        os.waitpid(holder, 0)
+
+
+def _mapped_namespace(holder: int, owner: tuple[int, int], outside: tuple[int, int]) -> int:
+    os.makedirs("/proc", exist_ok=True)
+    sc.mount("proc", "/proc", "proc", _TMPFS | sc.MS_NOEXEC)
+    proc = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
+    try:
+        write_maps(proc, str(holder), *owner, outside=outside)
+        return os.open(f"{holder}/ns/user", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+    finally:
+        os.close(proc)
+        sc.umount2("/proc", sc.MNT_DETACH)
+
+
+# In a child, on its way to confinement.
+
+
+def own_namespaces(step: wire.Namespaces) -> None:
+    """A session of its own (without it ``kill(0)`` crosses pid namespaces), its own mounts, perhaps its own loopback."""
+    os.setsid()
+    sc.unshare(sc.CLONE_NEWNS | (sc.CLONE_NEWNET if step.network else 0))
+    if step.network:
+        with_socket = socket(AF_INET, SOCK_DGRAM, 0)
+        try:
+            ioctl(with_socket.fileno(), _SIOCSIFFLAGS, pack("16sh22x", b"lo", _IFF_UP))
+        finally:
+            with_socket.close()
+
+
+def mount_work(step: wire.Work) -> None:
+    """The tmpfs that holds everything the operation may write; it counts against its disk limit."""
+    options = f"mode=0700,size={step.size},nr_inodes={step.inodes},uid={step.uid},gid={step.gid}"
+    sc.mount("tmpfs", wire.WORK, "tmpfs", _TMPFS, options)
+    for name in ("box", "box/tmp", "box/out", "stage", "masks"):
+        os.mkdir(f"{wire.WORK}/{name}", 0o700)
+    for name in ("box", "box/tmp", "box/out"):
+        os.chown(f"{wire.WORK}/{name}", step.uid, step.gid)
+
+
+def build_own_root(step: wire.OwnRoot) -> None:
+    """A root in which mount points for grants can be made, with all that the shared root has."""
+    sc.mount("tmpfs", wire.OWN_ROOT, "tmpfs", _TMPFS, "mode=0755,size=1m,nr_inodes=65536")
+    for path in (wire.BOX, "/proc", "/tmp"):
+        os.makedirs(wire.OWN_ROOT + path, 0o755)
+    for path in step.mounts:
+        _bind(wire.ROOT, path, wire.OWN_ROOT + path, True, sc.MOUNT_ATTR_RDONLY | sc.MOUNT_ATTR_NOSUID)
+    for path, target in step.links:
+        os.symlink(target, wire.OWN_ROOT + path)
+
+
+def place_box(step: wire.Place) -> None:
+    """Show the operation its work folder."""
+    _bind(wire.WORK, "/box", step.root + wire.BOX, True, WRITABLE)
+    if step.root == wire.OWN_ROOT:
+        _bind(wire.WORK, "/box/tmp", step.root + "/tmp", True, WRITABLE)
+
+
+def attach(step: wire.Attach, identity: tuple[int, int], idmaps: Mapping[tuple[int, int], int]) -> None:
+    """Show one granted file or folder at the path it has outside."""
+    source = _open_granted(step)
+    try:
+        if step.staged and not step.folder:
+            _attach_copy(step, source, identity)
+            return
+        tree = _clone(source, READ_ONLY if step.staged or not step.writable else WRITABLE, idmaps.get(step.owner, 0))
+    finally:
+        os.close(source)
+    try:
+        if step.layer < 0:
+            _make_place(step.root + step.path, step.folder)
+            sc.move_mount(tree, step.root + step.path)
+        else:
+            sc.move_mount(tree, f"{wire.LAYERS}/{step.layer}")
+            _attach_overlay(step, identity)
+    finally:
+        os.close(tree)
+
+
+def _open_granted(step: wire.Attach) -> int:
+    host = os.open(wire.HOST, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        source = sc.openat2(host, step.path.lstrip("/"), os.O_PATH, _LOOKUP)
+    finally:
+        os.close(host)
+    found = os.fstat(source)
+    if (found.st_dev, found.st_ino) != (step.device, step.inode):
+        os.close(source)
+        raise OSError(errno.ESTALE, f"{step.path} is no longer what was granted")
+    return source
+
+
+def _attach_overlay(step: wire.Attach, identity: tuple[int, int]) -> None:
+    masks = f"{wire.WORK}/masks/{step.layer}"
+    lower = f"{wire.LAYERS}/{step.layer}"
+    mode = stat.S_IMODE(os.stat(lower).st_mode) & 0o777 | 0o500
+    _make_owned(masks, mode, identity)
+    for path, content in step.masks:
+        _mask(masks, path, content, identity)
+    # userxattr keeps redirects and metacopy off, as root too: the upper layer stays plain files that can be checked.
+    options = f"userxattr,lowerdir={masks}:{lower}"
+    if step.staged:
+        stage = f"{wire.WORK}/stage/{step.layer}"
+        os.mkdir(stage, 0o700)
+        os.mkdir(f"{stage}/work", 0o700)
+        _make_owned(f"{stage}/upper", mode | 0o200, identity)
+        options += f",upperdir={stage}/upper,workdir={stage}/work"
+    _make_place(step.root + step.path, folder=True)
+    flags = sc.MS_NOSUID | sc.MS_NODEV | (0 if step.staged else sc.MS_RDONLY)
+    sc.mount("overlay", step.root + step.path, "overlay", flags, options)
+
+
+def _mask(masks: str, path: str, content: bytes | None, identity: tuple[int, int]) -> None:
+    """In the topmost layer: nothing (a whiteout, allowed without privileges since Linux 5.8), or a file of ours."""
+    at = masks
+    *folders, name = path.split("/")
+    for folder in folders:
+        at = f"{at}/{folder}"
+        if not os.path.isdir(at):
+            _make_owned(at, 0o755, identity)
+    if content is None:
+        os.mknod(f"{at}/{name}", _WHITEOUT | 0o600, 0)
+        return
+    fd = os.open(f"{at}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+    os.write(fd, content)
+    os.close(fd)
+
+
+def _attach_copy(step: wire.Attach, source: int, identity: tuple[int, int]) -> None:
+    """A single file that may be written: a copy in the work folder, which the supervisor commits."""
+    stage = f"{wire.WORK}/stage/{step.layer}"
+    os.mkdir(stage, 0o700)
+    host = os.open(wire.HOST, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    reader = sc.openat2(host, step.path.lstrip("/"), os.O_RDONLY | os.O_NONBLOCK, _LOOKUP)
+    writer = os.open(f"{stage}/file", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    if not os.path.sameopenfile(source, reader):
+        raise OSError(errno.ESTALE, f"{step.path} is no longer what was granted")
+    while part := os.read(reader, 1 << 20):
+        os.write(writer, part)
+    os.fchown(writer, *identity)
+    for fd in (host, reader, writer):
+        os.close(fd)
+    _bind(wire.WORK, f"/stage/{step.layer}/file", step.root + step.path, False, WRITABLE)
+
+
+def mount_proc(step: wire.Proc) -> bool:
+    """A /proc of this pid namespace, processes only; False where the host masks parts of its own and so forbids it."""
+    flags = sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC | sc.MS_RDONLY
+    try:
+        sc.mount("proc", step.root + "/proc", "proc", flags, "subset=pid,hidepid=ptraceable")
+    except PermissionError:
+        return False
+    return True
+
+
+def pivot(step: wire.Pivot) -> None:
+    """Make the new root the root, let go of everything else, and look that it is gone."""
+    os.chdir(step.root)
+    _become_root()
+    sc.mount_setattr(sc.AT_FDCWD, "/", 0, READ_ONLY)
+    foreign = set(os.listdir("/")) - set(step.entries)
+    if foreign:
+        raise OSError(errno.EBUSY, f"the host is still there: {sorted(foreign)[0]}")
+    os.makedirs(step.cwd, 0o755, exist_ok=True)
+    os.chdir(step.cwd)
+
+
+def become(step: wire.Identity, proc_fd: int) -> None:
+    """Drop to the operation's user, in a user namespace of its own: it owns no mount, no network and no other process."""
+    if step.switch:
+        os.setgroups([])
+        sc.prctl(sc.PR_SET_SECUREBITS, _NO_SETUID_FIXUP)
+        os.setresgid(step.gid, step.gid, step.gid)
+        os.setresuid(step.uid, step.uid, step.uid)
+        # A changed uid makes a process undumpable, and its map files root's (proc(5)); undone until they are written.
+        sc.set_dumpable(True)
+    sc.unshare(sc.CLONE_NEWUSER)
+    write_maps(proc_fd, "self", step.uid, step.gid)
+
+
+_NO_SETUID_FIXUP = 1 << 2
+
+
+def _become_root() -> None:
+    sc.pivot_root(".", ".")
+    sc.umount2(".", sc.MNT_DETACH)
+    os.chdir("/")
+
+
+def _clone(source: int, attributes: int, idmap: int = 0) -> int:
+    tree = sc.open_tree(source, "", sc.AT_EMPTY_PATH | _CLONE)
+    try:
+        sc.mount_setattr(tree, "", _WHOLE, attributes | (sc.MOUNT_ATTR_IDMAP if idmap else 0), idmap)
+    except OSError:
+        os.close(tree)
+        raise
+    return tree
+
+
+def _bind(base: str, path: str, target: str, folder: bool, attributes: int) -> None:
+    """Show ``base + path`` at ``target``. The base is opened anew: a mount of another namespace cannot be cloned."""
+    base_fd = os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    source = sc.openat2(base_fd, path.lstrip("/"), os.O_PATH, _LOOKUP)
+    tree = _clone(source, attributes)
+    _make_place(target, folder)
+    sc.move_mount(tree, target)
+    for fd in (tree, source, base_fd):
+        os.close(fd)
+
+
+def _make_place(path: str, folder: bool) -> None:
+    """Something to mount on."""
+    if os.path.lexists(path):
+        return
+    os.makedirs(path if folder else os.path.dirname(path), 0o755, exist_ok=True)
+    if not folder:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+
+
+def _make_owned(path: str, mode: int, identity: tuple[int, int]) -> None:
+    os.mkdir(path, mode)
+    os.chown(path, *identity)
+    os.chmod(path, mode)

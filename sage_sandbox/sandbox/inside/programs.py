@@ -1,0 +1,204 @@
+"""What runs once the confinement stands: a Python operation in this process, or a command beneath it.
+
+We are the child: confined from here on, and about to run code that is not ours. What we send may be forged by that code;
+nobody out there believes more of it than that the operation said so.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from sage_sandbox.sandbox.inside import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType, TracebackType
+
+    from _socket import socket
+
+CODE_FOLDER = wire.BOX + "/code"
+_BASE_ENVIRONMENT = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "HOME": wire.BOX,
+    "TMPDIR": wire.BOX + "/tmp",
+    "SAGE_OUT": wire.BOX + "/out",
+    "LANG": "C.UTF-8",
+    "TZ": "UTC",
+    "GIT_CONFIG_COUNT": "1",
+    "GIT_CONFIG_KEY_0": "safe.directory",
+    "GIT_CONFIG_VALUE_0": "*",
+    "GIT_OPTIONAL_LOCKS": "0",
+    "GIT_TERMINAL_PROMPT": "0",
+}
+_MESSAGE_MAX = 4_000
+
+
+def rehearse() -> None:
+    """Do once what every operation does, so that its copy-on-write page faults lie behind us."""
+    module = _load("def run(params, inputs, tools):\n    return {'n': [1, 2.5, 'x', None]}\n", "<rehearsal>")
+    _encode(_call(module.run, "null", "{}"), 1 << 20)
+
+
+def run(sock: socket, request: wire.PythonRequest | wire.CommandRequest | wire.Foundation) -> None:
+    """Serve the one request of this process's life, and end it."""
+    if isinstance(request, wire.CommandRequest):
+        _run_command(sock, request)
+    elif isinstance(request, wire.PythonRequest):
+        _run_python(sock, request)
+
+
+def _run_python(sock: socket, request: wire.PythonRequest) -> None:
+    os.environ.update(_BASE_ENVIRONMENT, **dict(request.env))
+    try:
+        _install_files(request)
+        module = _load(request.code, request.file)
+        result = _call(_runnable(module), request.params.decode(), request.inputs.decode())
+        body = _encode(result, request.result_max)
+    except BaseException as error:
+        _flush()
+        wire.send(sock, wire.ERROR, json.dumps(_describe(error, request.file)).encode())
+        return
+    _flush()
+    wire.send(sock, wire.VALUE, body)
+
+
+def _install_files(request: wire.PythonRequest) -> None:
+    """Siblings become importable from a folder of the operation's own; the template's folder is not visible here."""
+    if not request.files:
+        return
+    for name, text in request.files:
+        path = f"{CODE_FOLDER}/{name}"
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    sys.path.insert(0, CODE_FOLDER)
+    sys.dont_write_bytecode = True
+
+
+def _load(code: str, file: str) -> ModuleType:
+    module = type(sys)("operation")
+    module.__file__ = file
+    sys.modules["operation"] = module
+    exec(compile(code, file, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - what a child is for
+    return module
+
+
+def _runnable(module: ModuleType) -> Callable[..., Any]:
+    function = getattr(module, "run", None)
+    if not isinstance(function, type(_runnable)):
+        raise TypeError("no function run(params, inputs, tools) is defined")
+    if function.__code__.co_flags & 0x380:  # CO_COROUTINE, CO_ITERABLE_COROUTINE, CO_ASYNC_GENERATOR
+        raise TypeError("run() is a coroutine function: call asyncio.run() inside a plain one")
+    return function
+
+
+def _call(function: Callable[..., Any], params: str, inputs: str) -> Any:
+    code = function.__code__
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    offered: dict[str, Callable[[], Any]] = {
+        "params": lambda: json.loads(params),
+        "inputs": lambda: json.loads(inputs),
+        "tools": Tools,
+    }
+    every = bool(code.co_flags & 0x08)  # CO_VARKEYWORDS
+    return function(**{name: make() for name, make in offered.items() if every or name in names})
+
+
+class Tools:
+    """The tools an operation may call: none, for nothing can grant one yet."""
+
+    def list(self) -> list[str]:
+        """The names of the tools this operation may call."""
+        return []
+
+    def call(self, tool: str, /, **_arguments: Any) -> Any:
+        """Refuse: no tool is granted."""
+        raise PermissionError(f"tool {tool!r} is not granted")
+
+
+def _encode(result: Any, most: int) -> bytes:
+    try:
+        body = json.dumps(result, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("the result holds a lone surrogate, which is no Unicode text") from error
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"the result is no JSON: {error}") from error
+    if len(body) > most:
+        raise ResultTooLarge
+    return body
+
+
+class ResultTooLarge(Exception):
+    """What run() returned is larger than a result may be."""
+
+
+def _describe(error: BaseException, file: str) -> dict[str, Any]:
+    try:
+        message = str(error)
+    except BaseException:  # noqa: BLE001 - an exception of the operation's own making may do anything here
+        message = ""
+    described: dict[str, Any] = {
+        "type": type(error).__name__,
+        "message": message[:_MESSAGE_MAX].encode("utf-8", "replace").decode(),
+        "line": _line_of(error.__traceback__, file) or (error.lineno if isinstance(error, SyntaxError) else None),
+    }
+    if isinstance(error, OSError):
+        described["errno"] = error.errno
+        described["path"] = error.filename if isinstance(error.filename, str) else None
+    if isinstance(error, ModuleNotFoundError):
+        described["module"] = error.name
+    return described
+
+
+def _line_of(trace: TracebackType | None, file: str) -> int | None:
+    """The deepest line of the operation's own file in a traceback."""
+    line = None
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == file:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BaseException:  # noqa: BLE001 - the operation may have replaced or closed its streams
+            continue
+
+
+def _run_command(sock: socket, request: wire.CommandRequest) -> None:
+    """As pid 1: start the command as pid 2, reap whatever is orphaned to us, and report how the command ended."""
+    environment = {**_BASE_ENVIRONMENT, **dict(request.env)}
+    os.environ.update(environment)
+    if request.terminal:
+        _take_terminal()
+    try:
+        main = os.posix_spawnp(request.argv[0], list(request.argv), environment)
+    except OSError as error:
+        described = {"type": "SpawnError", "errno": error.errno, "message": os.strerror(error.errno or 0), "line": None}
+        wire.send(sock, wire.ERROR, json.dumps(described).encode())
+        return
+    # Our own copies would keep the pipes open after the command has closed its ends.
+    os.closerange(0, 3)
+    while True:
+        pid, status = os.wait()
+        if pid == main:
+            wire.send(sock, wire.EXITED, wire.EXIT_STATUS.pack(status))
+            return
+
+
+def _take_terminal() -> None:
+    from fcntl import ioctl
+
+    ioctl(0, 0x540E, 0)  # TIOCSCTTY
+
+
+def settle_memory() -> None:
+    """In the zygote, once: collect what start-up left, so that children do not pay for it."""
+    gc.collect()

@@ -1,0 +1,274 @@
+"""What passes between a supervisor, its zygote and the children: frames, and the steps a child applies.
+
+Down (supervisor to zygote and child): marshal, for both ends are ours until user code starts. Up (child to supervisor):
+a kind byte and JSON or fixed structs, length-capped, never unmarshalled: whoever runs in the child may have written it.
+
+A frame is a 4-byte big-endian length, then that many bytes.
+"""
+
+from __future__ import annotations
+
+import marshal
+import struct
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from _socket import SCM_RIGHTS, SOL_SOCKET
+
+if TYPE_CHECKING:
+    from _socket import socket
+
+LENGTH = struct.Struct(">I")
+_FD = struct.Struct("=i")
+DOWN_MAX = 1 << 27
+
+# What a child sends: the first byte of a frame.
+WORK_FOLDER = b"W"  # empty body; a descriptor of the work folder's root comes with it
+READY = b"R"  # every step applied; body: JSON object of capabilities
+REFUSED = b"F"  # a step failed; body: JSON [step, errno, message]
+VALUE = b"V"  # python: what run() returned; body: JSON
+ERROR = b"E"  # python: what it raised; body: JSON object
+EXITED = b"X"  # command: how it ended; body: EXIT_STATUS
+
+ORDER = struct.Struct(">BII")
+"""What a supervisor sends a zygote once it stands: SPAWN with a serial and descriptors, or MAP with an owner's uid and gid."""
+SPAWN = 0
+MAP = 1
+
+EXIT_STATUS = struct.Struct(">i")
+# What a zygote sends. SPAWNED comes with a pidfd, which it opened while it alone could reap the child: no other process
+# can be behind it. CHILD_GONE: serial, wait status, user and system CPU seconds, peak resident set (KiB).
+SPAWNED = b"S"
+CHILD_GONE = struct.Struct(">Iiddq")
+
+ROOT = "/new"
+"""The root every child without grants shares, in the zygote's mount namespace."""
+OWN_ROOT = "/own"
+"""Where a child with grants builds a root of its own."""
+HOST = "/host"
+"""The zygote's recursive bind of the host."""
+WORK = "/work"
+"""Where a child mounts its capped tmpfs; ``box`` beneath it is what the operation sees, ``stage`` what it does not."""
+LAYERS = "/layers"
+"""Mount points for the lower layers of overlays, numbered."""
+LAYERS_MAX = 64
+BOX = "/sandbox/work"
+"""Where ``box`` appears inside. Its parent is in the zygote's tree: a Landlock rule there covers what is mounted below."""
+
+
+class Namespaces(NamedTuple):
+    """Own session, mount namespace and, where ``network``, network namespace with loopback up."""
+
+    network: bool
+
+
+class Work(NamedTuple):
+    """The capped tmpfs: size in bytes, number of inodes, owner."""
+
+    size: int
+    inodes: int
+    uid: int
+    gid: int
+
+
+class OwnRoot(NamedTuple):
+    """A root of the child's own, with the shared root's mounts and links in it."""
+
+    mounts: tuple[str, ...]
+    links: tuple[tuple[str, str], ...]
+
+
+class Place(NamedTuple):
+    """The box at its place beneath ``root``; an own root gets ``/tmp`` as a mount, for grants may lie beneath it."""
+
+    root: str
+
+
+class Attach(NamedTuple):
+    """One grant: bound, or as an overlay. ``masks`` are (relative path, replacement or None to hide) pairs.
+
+    ``device`` and ``inode`` are what the supervisor found at ``path``; ``owner`` the uid and gid that own it. ``layer``
+    numbers the overlay's layers, -1 for a direct bind. ``staged`` gives the overlay an upper layer in the work folder.
+    """
+
+    path: str
+    device: int
+    inode: int
+    owner: tuple[int, int]
+    folder: bool
+    writable: bool
+    layer: int
+    staged: bool
+    masks: tuple[tuple[str, bytes | None], ...]
+    root: str
+
+
+class Proc(NamedTuple):
+    """A /proc of the operation's own pid namespace; where the host forbids one, there is none."""
+
+    root: str
+
+
+class Pivot(NamedTuple):
+    """The new root becomes the root, and the host is gone; ``entries`` is all that may be left in it."""
+
+    root: str
+    cwd: str
+    entries: tuple[str, ...]
+
+
+class Identity(NamedTuple):
+    """A user namespace of the operation's own, in which only ``uid`` and ``gid`` exist. ``switch``: become them first."""
+
+    uid: int
+    gid: int
+    switch: bool
+
+
+class Descriptors(NamedTuple):
+    """Result to 3, ruleset to 4, and nothing above."""
+
+
+class Defaults(NamedTuple):
+    """umask 077 and every signal to its default."""
+
+
+class Rlimits(NamedTuple):
+    """(resource, value) pairs, soft = hard. ``address_space``: bytes above what the child has mapped, 0 for no limit."""
+
+    values: tuple[tuple[int, int], ...]
+    address_space: int
+
+
+class Powerless(NamedTuple):
+    """Bounding set, ambient set, securebits and capabilities: nothing; undumpable; no new privileges."""
+
+
+class Landlock(NamedTuple):
+    """Choose the zygote's ruleset, or make one for an own root and its ``writable`` paths, ``files`` those not folders."""
+
+    own: bool
+    root: str
+    writable: tuple[str, ...]
+    files: tuple[str, ...]
+    network: bool
+
+
+class Restrict(NamedTuple):
+    """Put the ruleset in force."""
+
+
+class Seccomp(NamedTuple):
+    """The filter that takes away what the steps before needed."""
+
+
+class SelfCheck(NamedTuple):
+    """What must now hold, read back from the kernel."""
+
+
+Step = (
+    Namespaces | Work | OwnRoot | Place | Attach | Proc | Pivot | Identity | Descriptors | Defaults | Rlimits | Powerless | Landlock
+    | Restrict | Seccomp | SelfCheck
+)  # fmt: skip
+
+STEPS: dict[str, type[Step]] = {
+    kind.__name__: kind
+    for kind in (
+        Namespaces, Work, OwnRoot, Place, Attach, Proc, Pivot, Identity, Descriptors, Defaults, Rlimits, Powerless, Landlock, Restrict,
+        Seccomp, SelfCheck,
+    )
+}  # fmt: skip
+
+
+class Foundation(NamedTuple):
+    """What a zygote builds once: everything its children share.
+
+    ``binds`` are (host path, path inside, is a folder), read-only; ``files`` (path, content) pairs; ``links``
+    (path, target) pairs; ``folders`` empty ones. ``owner`` is the uid and gid that own the project: with ``privileged``
+    its files are shown to the operation as its own. ``seccomp`` are the zygote's program and the one that locks a child.
+    """
+
+    binds: tuple[tuple[str, str, bool], ...]
+    files: tuple[tuple[str, bytes], ...]
+    links: tuple[tuple[str, str], ...]
+    folders: tuple[str, ...]
+    devices: tuple[str, ...]
+    owner: tuple[int, int]
+    uid: int
+    gid: int
+    privileged: bool
+    seccomp: tuple[bytes, bytes]
+    landlock_abi: int
+    packages: tuple[str, ...]
+
+
+class PythonRequest(NamedTuple):
+    """Source text to run, and what it is called with (JSON text)."""
+
+    code: str
+    file: str
+    files: tuple[tuple[str, str], ...]
+    params: bytes
+    inputs: bytes
+    env: tuple[tuple[str, str], ...]
+    result_max: int
+
+
+class CommandRequest(NamedTuple):
+    """A program and its arguments. ``terminal``: descriptor 0 becomes the controlling terminal."""
+
+    argv: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    terminal: bool
+
+
+REQUESTS: dict[str, type[PythonRequest | CommandRequest | Foundation]] = {
+    "PythonRequest": PythonRequest,
+    "CommandRequest": CommandRequest,
+    "Foundation": Foundation,
+}
+
+
+def pack(*records: tuple[Any, ...]) -> bytes:
+    """Records, each with its name, as one frame."""
+    body = marshal.dumps(tuple((type(record).__name__, *record) for record in records))
+    return LENGTH.pack(len(body)) + body
+
+
+def unpack_steps(body: bytes) -> tuple[Step, ...]:
+    """The steps of a frame that `pack` made."""
+    return tuple(STEPS[name](*fields) for name, *fields in marshal.loads(body))
+
+
+def unpack_request(body: bytes) -> PythonRequest | CommandRequest | Foundation:
+    """The one request of a frame that `pack` made."""
+    ((name, *fields),) = marshal.loads(body)
+    return REQUESTS[name](*fields)
+
+
+def send(sock: socket, kind: bytes, body: bytes = b"") -> None:
+    """One upward frame."""
+    sock.sendall(LENGTH.pack(1 + len(body)) + kind + body)
+
+
+def send_descriptor(sock: socket, kind: bytes, body: bytes, fd: int) -> None:
+    """One upward frame with a descriptor; small enough to leave in one piece."""
+    sock.sendmsg([LENGTH.pack(1 + len(body)) + kind + body], [(SOL_SOCKET, SCM_RIGHTS, _FD.pack(fd))])
+
+
+def receive(sock: socket) -> bytes:
+    """One downward frame; EOFError where the other side is gone."""
+    (length,) = LENGTH.unpack(_exactly(sock, LENGTH.size))
+    if length > DOWN_MAX:
+        raise EOFError(f"a frame of {length} bytes")
+    return _exactly(sock, length)
+
+
+def _exactly(sock: socket, count: int) -> bytes:
+    parts = []
+    while count:
+        part = sock.recv(min(count, 1 << 20))
+        if not part:
+            raise EOFError("the other side is gone")
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)

@@ -1,0 +1,127 @@
+"""What a folder grant does not show: a walk that finds hidden names, sockets and FIFOs, and what stands in their place."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sage_sandbox.policy import is_git_config, is_hidden
+
+Mask = tuple[str, bytes | None]
+_CORE_KEYS = ("repositoryformatversion", "bare")
+_EXTENSIONS = ("objectformat", "refstorage", "worktreeconfig", "partialclone", "noop", "compatobjectformat")
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """One folder as last read: valid while its modification time and inode stay the same."""
+
+    stamp: tuple[int, int, int]
+    folders: tuple[str, ...]
+    covered: tuple[str, ...]
+    configs: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Masker:
+    """Finds what to mask. Keeps each folder's listing while its mtime, ctime and inode are unchanged, so that a large tree
+    costs one stat a folder the next time. Lives as long as its supervisor."""
+
+    known: dict[str, _Listing] = field(default_factory=dict)
+
+    def masks(self, root: str, named: frozenset[str] = frozenset()) -> tuple[Mask, ...]:
+        """(path relative to ``root``, replacement or None) for everything beneath it that a folder grant leaves out.
+
+        ``named`` are absolute paths that grants name themselves: these stay, and of a hidden folder the way to them does.
+        """
+        return tuple(self._walk(root, "", named, hidden=False))
+
+    def _walk(self, root: str, relative: str, named: frozenset[str], *, hidden: bool) -> Iterator[Mask]:
+        # A stack, not recursion: a hostile tree may be deeper than Python's.
+        stack = [(relative, hidden)]
+        while stack:
+            here, inside_hidden = stack.pop()
+            folder = os.path.join(root, here) if here else root
+            listing = self._list(folder, root)
+            for name in listing.covered if not inside_hidden else (*listing.covered, *listing.folders):
+                path = os.path.join(here, name)
+                absolute = os.path.join(root, path)
+                if absolute in named:
+                    continue
+                if any(other.startswith(absolute + "/") for other in named):
+                    stack.append((path, True))
+                else:
+                    yield path, None
+            if inside_hidden:
+                continue
+            for name in listing.configs:
+                path = os.path.join(here, name)
+                if os.path.join(root, path) not in named:
+                    yield path, git_config(Path(folder, name))
+            stack.extend((os.path.join(here, name), False) for name in listing.folders if name not in listing.covered)
+
+    def _list(self, folder: str, root: str) -> _Listing:
+        try:
+            status = os.stat(folder, follow_symlinks=False)
+        except OSError:
+            return _Listing((0, 0, 0), (), (), ())
+        stamp = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        known = self.known.get(folder)
+        if known is None or known.stamp != stamp:
+            known = self.known[folder] = _read_folder(folder, stamp, os.path.relpath(folder, os.path.dirname(root)))
+        return known
+
+
+def _read_folder(folder: str, stamp: tuple[int, int, int], relative: str) -> _Listing:
+    folders, covered, configs = [], [], []
+    above = relative.split("/")
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        # What we cannot list, the operation cannot either: it runs with no more rights than we have.
+        entries = []
+    for entry in entries:
+        is_folder = entry.is_dir(follow_symlinks=False)
+        if is_hidden(entry.name) or not (is_folder or entry.is_file(follow_symlinks=False) or entry.is_symlink()):
+            covered.append(entry.name)
+            if is_folder:
+                folders.append(entry.name)
+        elif is_folder:
+            folders.append(entry.name)
+        elif is_git_config([*above, entry.name]):
+            configs.append(entry.name)
+    return _Listing(stamp, tuple(folders), tuple(covered), tuple(configs))
+
+
+def git_config(path: Path) -> bytes:
+    """A configuration that lets git read the repository and says nothing else: format version, bareness, extensions.
+
+    Keys and values are taken over from the real file only where they are known words (git-config(1), gitrepository-layout).
+    """
+    found = _git_settings(path)
+    lines = ["[core]", *(f"\t{key} = {found[('core', key)]}" for key in _CORE_KEYS if ("core", key) in found)]
+    extensions = [f"\t{key} = {found[('extensions', key)]}" for key in _EXTENSIONS if ("extensions", key) in found]
+    if extensions:
+        lines += ["[extensions]", *extensions]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _git_settings(path: Path) -> dict[tuple[str, str], str]:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return {}
+    with open(fd, "rb") as file:
+        text = file.read(1 << 20).decode("utf-8", "replace") if stat.S_ISREG(os.fstat(fd).st_mode) else ""
+    found: dict[tuple[str, str], str] = {}
+    section = ""
+    for line in text.splitlines():
+        if match := re.match(r"\s*\[\s*([A-Za-z.-]+)\s*\]", line):
+            section = match[1].lower()
+        elif match := re.match(r"\s*([A-Za-z][A-Za-z0-9-]*)\s*=\s*\"?([A-Za-z0-9_-]{1,64})\"?\s*$", line):
+            found[(section, match[1].lower())] = match[2]
+    return found

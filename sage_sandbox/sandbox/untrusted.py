@@ -1,0 +1,58 @@
+"""Bytes that an operation wrote, checked before anything parses them: size, depth, nodes, text, numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Final
+
+from sage_sandbox.policy import RESULT_MAX, format_size
+
+NODES_MAX: Final = 200_000
+DEPTH_MAX: Final = 64
+
+# Strings go first, so that brackets and commas in them do not count. Possessive by construction: no backtracking.
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_BRACKETS = re.compile(rb"[\[\]{}]")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+class UntrustedData(ValueError):
+    """What an operation wrote is not what it may write; the message says why, in the user's words."""
+
+
+def check_json(data: bytes) -> bytes:
+    """Return ``data`` if it is one JSON value fit to be parsed by anybody; UntrustedData if not.
+
+    At most 16 MiB of UTF-8, depth 64, 200,000 nodes (16 MiB of nested lists would become 400 MiB of objects); no NaN,
+    no infinity, no lone surrogate.
+    """
+    if len(data) > RESULT_MAX:
+        raise UntrustedData(f"the result is larger than {format_size(RESULT_MAX)}")
+    _check_shape(data)
+    try:
+        value = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+        if _SURROGATE.search(data):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UntrustedData("the result holds a lone surrogate, which is no Unicode text") from error
+    except UnicodeDecodeError as error:
+        raise UntrustedData("the result is not UTF-8") from error
+    except ValueError as error:
+        raise UntrustedData(f"the result is not JSON: {error}") from error
+    return data
+
+
+def _check_shape(data: bytes) -> None:
+    outside = _STRING.sub(b"0", data)
+    if outside.count(b",") + outside.count(b"[") + outside.count(b"{") + 1 > NODES_MAX:
+        raise UntrustedData(f"the result has more than {NODES_MAX:,} nodes")
+    depth = 0
+    for bracket in _BRACKETS.findall(outside):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > DEPTH_MAX:
+            raise UntrustedData(f"the result is nested deeper than {DEPTH_MAX}")
+
+
+def _refuse_constant(name: str) -> Any:
+    raise UntrustedData(f"the result holds {name}, which is no JSON number")
