@@ -32,7 +32,7 @@ def approve(
     Given and remembered grants come first; what is then missing is put to ``ask``, unless a plain yes cannot allow it.
     """
     places = places or find_places(project)
-    held = (*grants, *recalled(workflow, project, memory=memory, places=places))
+    held = (*grants, *recalled(workflow, project, memory=memory, places=places, grants=grants))
     seen = review(workflow, held, project, places=places)
     if seen.complete:
         return seen
@@ -42,23 +42,37 @@ def approve(
     answer = ask(Question(workflow.name, workflow.source, seen, change, forgetful))
     if answer == "no":
         raise refusal(seen)
-    # What was shown is what is granted: the real paths, whatever the names lead to by now.
-    allowed = review(workflow, (*held, *seen.wanted), project, places=places)
+    # What was shown is what is granted, and not what the names lead to by now.
+    allowed = review(workflow, (*held, *_still_meant(seen.wanted, grants, places)), project, places=places)
     require(allowed)
     if answer == "remember":
         return replace(allowed, notices=_remember(workflow, seen.wanted, project, memory))
     return allowed
 
 
-def recalled(workflow: Workflow, project: Path, *, memory: Memory, places: Places | None = None) -> tuple[Grant, ...]:
-    """What was remembered and still means what it meant: a path that has become a link, or is gone, is asked again."""
-    places = places or find_places(project)
-    return tuple(grant for grant in memory.recall(workflow, project) if _still_holds(grant, places))
+def recalled(
+    workflow: Workflow,
+    project: Path,
+    *,
+    memory: Memory,
+    places: Places | None = None,
+    grants: Sequence[Grant] = (),
+) -> tuple[Grant, ...]:
+    """What was remembered and still means what it meant: a path that has become a link, or is gone, is asked again.
+
+    ``grants`` are those that were typed for this run: some of what is remembered holds only beside a ``write!``.
+    """
+    return _still_meant(memory.recall(workflow, project), grants, places or find_places(project))
 
 
-def _still_holds(grant: Grant, places: Places) -> bool:
+def _still_meant(resolved: Sequence[Grant], typed: Sequence[Grant], places: Places) -> tuple[Grant, ...]:
+    lifts = [grant for grant in typed if grant.forced]
+    return tuple(grant for grant in resolved if _is_still_meant(grant, lifts, places))
+
+
+def _is_still_meant(grant: Grant, lifts: Sequence[Grant], places: Places) -> bool:
     try:
-        return resolve_allowed([grant], places).grants == (grant,)
+        return grant in resolve_allowed((*lifts, grant), places).grants
     except UsageError:
         return False
 

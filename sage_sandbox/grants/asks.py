@@ -68,4 +68,6 @@ def _spell(char: str) -> str:
         return "\\" + char
     if escape(char) == char:
         return char
-    return "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))
+    # Half of a surrogate pair is a byte of a file name that is no UTF-8, or nonsense that must still be shown.
+    lone = "surrogateescape" if "\udc80" <= char <= "\udcff" else "surrogatepass"
+    return "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", lone))

@@ -42,9 +42,9 @@ class Found:
         return "/".join(self.parts)
 
 
-def collect_artifacts(work_fd: int, destination: str) -> tuple[Artifact, ...]:
+def collect_artifacts(work_fd: int, box: str, destination: str) -> tuple[Artifact, ...]:
     """Copy ``$SAGE_OUT`` into a new folder ``destination``, whole or not at all; Uncollectable if something is off."""
-    with _opened(work_fd, "box/out", os.O_RDONLY | os.O_DIRECTORY) as source:
+    with _opened(work_fd, f"{box}/out", os.O_RDONLY | os.O_DIRECTORY) as source:
         found = list(_walk(source))
         files = [entry for entry in found if not stat.S_ISDIR(entry.status.st_mode)]
         if not files:

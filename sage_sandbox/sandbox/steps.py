@@ -147,6 +147,11 @@ class Blueprint:
     bound: bool = False
     """Whether it holds grants: then the steps are applied for one operation, never ahead of it."""
 
+    @property
+    def box(self) -> str:
+        """The path of the operation's own folder beneath its work folder."""
+        return "box" if self.bound else "."
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -161,27 +166,15 @@ def compile_steps(policy: Policy, limits: Limits, who: Identity, base: wire.Foun
                   cgroup: bool) -> Blueprint:  # fmt: skip
     """The whole confinement of one operation as data. NotGranted if a granted path is no longer there."""
     grants = _grants(policy, masker)
-    root = wire.OWN_ROOT if grants else wire.ROOT
     # Unix sockets in the abstract namespace belong to a network namespace; before Landlock ABI 6 nothing else parts them.
     network = policy.loopback or base.landlock_abi < 6
+    steps = [wire.Namespaces(network, bool(grants)), *(_granted_view(limits, who, base, grants) if grants else _lean_view(limits, who))]
+    root = wire.OWN_ROOT if grants else ""
     opened = tuple(grant.path for grant in grants if grant.writable)
-    steps: list[wire.Step] = [
-        wire.Namespaces(network),
-        wire.Work(limits.disk, limits.disk // _INODE_BYTES + 1024, who.uid, who.gid),
-    ]
-    if grants:
-        steps.append(_own_root(base))
+    files = tuple(grant.path for grant in grants if grant.writable and not grant.folder)
     steps += [
-        wire.Place(root),
-        *grants,
         wire.Proc(root),
-        wire.Landlock(
-            own=bool(grants) or policy.loopback,
-            root=root,
-            writable=("/tmp", *opened) if grants else (),  # noqa: S108
-            files=tuple(grant.path for grant in grants if grant.writable and not grant.folder),
-            network=policy.loopback,
-        ),
+        wire.Landlock(bool(grants) or policy.loopback, root, ("/tmp", *opened) if grants else (), files, policy.loopback),  # noqa: S108
         wire.Pivot(root, project, _entries(base, grants)),
         wire.Identity(who.uid, who.gid, who.privileged),
         wire.Descriptors(),
@@ -195,6 +188,21 @@ def compile_steps(policy: Policy, limits: Limits, who: Identity, base: wire.Foun
     stages = tuple(Stage(grant.layer, grant.path, grant.folder) for grant in grants if grant.staged)
     owners = tuple({grant.owner for grant in grants}) if who.privileged else ()
     return Blueprint(tuple(steps), stages, owners, bool(grants))
+
+
+def _lean_view(limits: Limits, who: Identity) -> list[wire.Step]:
+    """The shared root and a work folder: all that an operation without grants sees."""
+    return [wire.Work(wire.BOX, "", limits.disk, _inodes(limits), who.uid, who.gid)]
+
+
+def _granted_view(limits: Limits, who: Identity, base: wire.Foundation, grants: list[wire.Attach]) -> list[wire.Step]:
+    """A root of its own, with the grants in it."""
+    work = wire.Work(wire.WORK, "box", limits.disk, _inodes(limits), who.uid, who.gid)
+    return [work, _own_root(base), wire.Place(wire.OWN_ROOT), *grants]
+
+
+def _inodes(limits: Limits) -> int:
+    return limits.disk // _INODE_BYTES + 1024
 
 
 def _own_root(base: wire.Foundation) -> wire.OwnRoot:

@@ -240,7 +240,7 @@ class Supervisor:
             return outcome
         try:
             written = collect.commit_stages(child.work_fd, child.blueprint.stages, job.policy.unprotected)
-            artifacts = collect.collect_artifacts(child.work_fd, job.artifacts) if job.artifacts else ()
+            artifacts = collect.collect_artifacts(child.work_fd, child.blueprint.box, job.artifacts) if job.artifacts else ()
         except collect.Uncollectable as error:
             return replace(outcome, status="rejected", reason="denied", error=error.message, hint=error.hint, result=b"null")
         except OSError as error:

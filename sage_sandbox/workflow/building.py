@@ -1,4 +1,4 @@
-"""From the data of a template to a Workflow: each part is checked by its model and becomes a frozen dataclass at once."""
+"""From the data of a template to a Workflow: each part is checked by its model and becomes a frozen dataclass."""
 
 from __future__ import annotations
 
@@ -11,11 +11,19 @@ from pydantic import BaseModel, ValidationError
 from sage_sandbox.policy import Limits, Policy
 from sage_sandbox.workflow.checking import check_graph, check_references
 from sage_sandbox.workflow.definition import AskedLimits, Keep, Operation, Parameter, Phase, SourceFile, Workflow
-from sage_sandbox.workflow.findings import Finding, Findings, did_you_mean, quote
+from sage_sandbox.workflow.findings import EnoughFound, Finding, Findings, did_you_mean, quote
 from sage_sandbox.workflow.model import (
-    OPERATION_MODELS, UNAVAILABLE_TYPES, CommandModel, KeepModel, LimitsModel, ParameterModel, PhaseFields,
-    PolicyModel, PythonModel, WorkflowFields,
-)  # fmt: skip
+    OPERATION_MODELS,
+    UNAVAILABLE_TYPES,
+    CommandModel,
+    KeepModel,
+    LimitsModel,
+    ParameterModel,
+    PhaseFields,
+    PolicyModel,
+    PythonModel,
+    WorkflowFields,
+)
 from sage_sandbox.workflow.parameters import default_trouble
 from sage_sandbox.workflow.parsing import find_odd_values
 from sage_sandbox.workflow.positions import FieldPath, Locator
@@ -23,6 +31,8 @@ from sage_sandbox.workflow.sources import CodeTrouble, SourceReader, check_entry
 from sage_sandbox.workflow.wording import explain, name_of
 
 _Checked = TypeVar("_Checked", bound=BaseModel)
+_FIELDS_MAX: Final = 1_000
+_ANYTHING: Final = frozenset({"operations", "params", "default"})  # looked at elsewhere
 _NO_POLICY: Final = Policy()
 _NO_LIMITS: Final = AskedLimits()
 
@@ -38,9 +48,15 @@ class Builder:
 
     def build(self, data: Any) -> tuple[Workflow | None, dict[str, int]]:
         """The workflow, or None if anything is wrong with it; and the measures of as much of its graph as holds."""
-        head = self._check(WorkflowFields, data, ())
         given = data.get("phases") if isinstance(data, dict) else None
-        raw_phases = given if isinstance(given, list) else []
+        phases = given if isinstance(given, list) else []
+        try:
+            return self._build(data, phases)
+        except EnoughFound:
+            return None, {"nodes": len(phases), "edges": 0, "depth": 0}
+
+    def _build(self, data: Any, raw_phases: list[Any]) -> tuple[Workflow | None, dict[str, int]]:
+        head = self._check(WorkflowFields, data, ())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what the compiler thinks of a stranger's code is not news
             phases = [self._phase(phase, ("phases", index)) for index, phase in enumerate(raw_phases)]
@@ -55,6 +71,8 @@ class Builder:
     def _check(self, model: type[_Checked], data: Any, path: FieldPath) -> _Checked | None:
         if not isinstance(data, dict):
             self._add(path, f"must be a mapping, not {name_of(data)}")
+        elif _is_crowded(data):
+            self._add(path, f"a mapping here has more than {_FIELDS_MAX:,} fields")
         else:
             try:
                 return model.model_validate(data)
@@ -93,7 +111,8 @@ class Builder:
             built = [self._operation(item, (*path, number), f"op-{number + 1}") for number, item in enumerate(data)]
         else:
             if data != ():  # a missing field has been reported
-                self._add(path, "must not be empty" if data == [] else f"must be a list or a mapping, not {name_of(data)}")
+                trouble = "must not be empty" if data == [] else f"must be a list or a mapping, not {name_of(data)}"
+                self._add(path, trouble)
             return None
         operations = tuple(operation for operation in built if operation)
         self._check_ids(operations, path)
@@ -114,7 +133,12 @@ class Builder:
             find_odd_values(data["params"], (*path, "params"), self._findings)
         if isinstance(fields, PythonModel):
             return self._python(fields, path, default_id)
-        return self._command(fields, path, default_id) if fields else None
+        if isinstance(fields, CommandModel):
+            return self._command(fields, path, default_id)
+        if model is PythonModel:
+            code, file = data.get("code"), data.get("file")
+            self._code(code if isinstance(code, str) else None, file if isinstance(file, str) else None, path)
+        return None
 
     def _model_of(self, data: Any, path: FieldPath) -> type[PythonModel | CommandModel] | None:
         if not isinstance(data, dict):
@@ -127,7 +151,9 @@ class Builder:
         return None
 
     def _python(self, fields: PythonModel, path: FieldPath, default_id: str) -> Operation:
-        code, file = self._code(fields, path), fields.file or ""
+        code = self._code(fields.code, fields.file, path)
+        if fields.code is None and fields.file is None:
+            self._add(path, "code (or file) is required")
         files = [
             SourceFile(name, self._source(name, (*path, "files", number), entry=False))
             for number, name in enumerate(fields.files)
@@ -138,7 +164,7 @@ class Builder:
             "python",
             fields.params,
             code,
-            file,
+            fields.file or "",
             tuple(files),
             fields.packages,
             **self._common(fields, path),
@@ -168,17 +194,14 @@ class Builder:
             "line": self._locator.line(path),
         }
 
-    def _code(self, fields: PythonModel, path: FieldPath) -> str:
-        if fields.file is not None and fields.code is not None:
+    def _code(self, code: str | None, file: str | None, path: FieldPath) -> str:
+        if file is not None and code is not None:
             self._add((*path, "file"), "there is code too: one of the two must go")
-        elif fields.file is not None:
-            return self._source(fields.file, (*path, "file"), entry=True)
-        elif fields.code is not None:
-            self._check_code(fields.code, (*path, "code"), "", entry=True)
-            return fields.code
-        else:
-            self._add(path, "code (or file) is required")
-        return ""
+        elif file is not None:
+            return self._source(file, (*path, "file"), entry=True)
+        elif code is not None:
+            self._check_code(code, (*path, "code"), "", entry=True)
+        return code or ""
 
     def _source(self, name: str, path: FieldPath, *, entry: bool) -> str:
         try:
@@ -227,6 +250,14 @@ class Builder:
         return Parameter(fields.type, fields.default, required, fields.description)
 
 
+def _is_crowded(data: Mapping[str, Any], depth: int = 3) -> bool:
+    """Whether some part has so many fields that pydantic would take seconds to name what is wrong with each."""
+    return len(data) > _FIELDS_MAX or any(
+        isinstance(value, dict) and key not in _ANYTHING and depth and _is_crowded(value, depth - 1)
+        for key, value in data.items()
+    )
+
+
 def _type_trouble(kind: Any, is_given: bool) -> str:
     if not is_given:
         return "is required: python or command"
@@ -241,9 +272,7 @@ def _type_trouble(kind: Any, is_given: bool) -> str:
 def _policy(fields: PolicyModel) -> Policy:
     if not fields.model_fields_set:
         return _NO_POLICY
-    return Policy(
-        fields.read, fields.write, fields.write_through, fields.net, fields.loopback, fields.tool, fields.env
-    )
+    return Policy(fields.read, fields.write, fields.write_through, fields.net, fields.loopback, fields.tool, fields.env)
 
 
 def _limits(fields: LimitsModel) -> AskedLimits:

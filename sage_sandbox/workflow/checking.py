@@ -21,7 +21,7 @@ _SCRIPT_OPTIONS: Final = frozenset({"-c", "-e", "-lc", "-ec"})
 
 
 def check_graph(phases: Sequence[Any], findings: Findings) -> tuple[Edges, dict[str, int]]:
-    """Check ids and dependencies of phases that may be wrong in other ways; returns what of the graph holds, measured."""
+    """Check ids and dependencies of phases that may be wrong in other ways; returns what of the graph holds."""
     first_with: dict[str, int] = {}
     for index, phase in enumerate(phases):
         name = phase.get("id") if isinstance(phase, dict) else None
@@ -42,7 +42,9 @@ def check_graph(phases: Sequence[Any], findings: Findings) -> tuple[Edges, dict[
     return edges, graph
 
 
-def _dependencies(phase: Mapping[str, Any], index: int, known: Mapping[str, int], findings: Findings) -> tuple[str, ...]:
+def _dependencies(
+    phase: Mapping[str, Any], index: int, known: Mapping[str, int], findings: Findings
+) -> tuple[str, ...]:
     given = phase.get("dependencies", [])
     if not isinstance(given, list):
         return ()  # said elsewhere

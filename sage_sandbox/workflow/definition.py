@@ -28,7 +28,7 @@ class AskedLimits:
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A Python file of the template, read once: what was digested is what runs. ``name`` is relative to the template."""
+    """A Python file of the template, read once: what was digested is what runs. ``name`` is relative to it."""
 
     name: str
     text: str

@@ -12,7 +12,12 @@ from sage_sandbox.escaping import clip
 from sage_sandbox.workflow.positions import UNKNOWN, FieldPath, Locator, Place, show_path
 
 PROBLEMS_MAX: Final = 100
+COUNTED_MAX: Final = 10_000
 _CANDIDATES_MAX: Final = 2_000
+
+
+class EnoughFound(Exception):
+    """Never leaves the room: there is so much wrong that looking further would only take time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,7 @@ class Finding:
 
 @dataclass(slots=True)
 class Findings:
-    """The first `PROBLEMS_MAX` findings, and how many more there were."""
+    """The first `PROBLEMS_MAX` findings, and how many more there were; EnoughFound beyond `COUNTED_MAX`."""
 
     kept: list[Finding] = field(default_factory=list)
     more: int = 0
@@ -39,10 +44,10 @@ class Findings:
     def add(self, finding: Finding) -> None:
         """Keep a finding, or only count it when there are enough."""
         self.errors += finding.severity == "error"
-        if len(self.kept) < PROBLEMS_MAX:
-            self.kept.append(finding)
+        if self.full:
+            self._count_more(1)
         else:
-            self.more += 1
+            self.kept.append(finding)
 
     @property
     def full(self) -> bool:
@@ -52,13 +57,19 @@ class Findings:
     def skip(self, count: int) -> None:
         """Count errors that nobody will read."""
         self.errors += count
+        self._count_more(count)
+
+    def _count_more(self, count: int) -> None:
         self.more += count
+        if self.more > COUNTED_MAX:
+            raise EnoughFound
 
     def problems(self, source: str, locator: Locator) -> tuple[Problem, ...]:
         """Everything kept, in the order of the file, and a last word on the rest."""
         told = sorted((_tell(finding, source, locator) for finding in self.kept), key=lambda p: (p.line, p.column))
         if self.more:
-            told.append(Problem(source, 0, 0, "", f"and {self.more:,} more problems"))
+            more = f"{self.more:,}" if self.more <= COUNTED_MAX else f"more than {COUNTED_MAX:,}"
+            told.append(Problem(source, 0, 0, "", f"and {more} more problems"))
         return tuple(told)
 
 

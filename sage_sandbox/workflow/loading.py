@@ -30,7 +30,7 @@ class Report:
 
 
 def load(path: Path | str) -> Workflow:
-    """Read and check a template file; DefinitionError with every problem if it is wrong, UsageError if it is not there."""
+    """Read and check a template; DefinitionError with every problem if it is wrong, UsageError if it is not there."""
     return _workflow_of(inspect(path), str(path))
 
 

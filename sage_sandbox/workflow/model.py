@@ -78,7 +78,8 @@ Id = Annotated[str, Field(pattern=ID_PATTERN)]
 EnvName = Annotated[str, Field(pattern=ENV_PATTERN)]
 PackageName = Annotated[str, Field(pattern=PACKAGE_PATTERN)]
 # Tuples, since pydantic copies a mutable default for each operation; not strict, since the readers make lists.
-_Listed = Field(strict=False)
+LIST_MAX: Final = 10_000
+_Listed = Field(strict=False, max_length=LIST_MAX)
 Names = Annotated[tuple[Plain, ...], _Listed]
 
 

@@ -33,7 +33,9 @@ def default_trouble(kind: ParameterType, value: Any) -> str:
 def resolve_params(workflow: Workflow, given: Mapping[str, str]) -> dict[str, Any]:
     """The value of every parameter, from what was typed or its default; UsageError that names all that is wrong."""
     declared = workflow.parameters
-    troubles = [f"there is no parameter {quote(name)}{did_you_mean(name, declared)}" for name in given if name not in declared]
+    troubles = [
+        f"there is no parameter {quote(name)}{did_you_mean(name, declared)}" for name in given if name not in declared
+    ]
     values: dict[str, Any] = {}
     for name, parameter in declared.items():
         try:
@@ -94,4 +96,6 @@ def _parse_json(kind: ParameterType, text: str) -> Any:
 
 
 def _hint(declared: Mapping[str, Parameter]) -> str:
-    return f"--param NAME=VALUE, with NAME one of {', '.join(declared)}" if declared else "this workflow takes no parameters"
+    if not declared:
+        return "this workflow takes no parameters"
+    return f"--param NAME=VALUE, with NAME one of {', '.join(declared)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
 from dataclasses import dataclass
@@ -11,8 +12,15 @@ from typing import Any, Final, Literal
 from sage_sandbox.policy import MiB
 from sage_sandbox.workflow.findings import Finding, Findings, refuse
 from sage_sandbox.workflow.positions import (
-    DEPTH_MAX, FieldPath, JsonLocator, Locator, Place, TomlLocator, place_at, walk,
-)  # fmt: skip
+    DEPTH_MAX,
+    FieldPath,
+    JsonLocator,
+    Locator,
+    Place,
+    TomlLocator,
+    place_at,
+    walk,
+)
 
 Format = Literal["yaml", "json", "toml"]
 FORMATS: Final[dict[str, Format]] = {".yaml": "yaml", ".yml": "yaml", ".json": "json", ".toml": "toml"}
@@ -68,7 +76,7 @@ def _decode(content: bytes, source: str) -> str:
 class _Repeated(dict[str, Any]):
     """An object that had keys twice, which ``keys_twice`` names."""
 
-    keys_twice: list[str]
+    keys_twice: dict[str, None]
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -77,12 +85,12 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _remember(pairs: list[tuple[str, Any]]) -> _Repeated:
-    made, twice = _Repeated(), []
+    made = _Repeated()
+    made.keys_twice = {}
     for key, value in pairs:
         if key in made:
-            twice.append(key)
+            made.keys_twice[key] = None
         made[key] = value
-    made.keys_twice = twice
     return made
 
 
@@ -115,8 +123,6 @@ def _load_json(text: str, source: str, hook: Any) -> Any:
 
 def _find_sins(data: Any, findings: Findings) -> None:
     for path, item in walk(data):
-        if findings.full:
-            return
         if isinstance(item, _Repeated):
             for key in item.keys_twice:
                 findings.add(Finding((*path, key), "the key is there twice", key=True))
@@ -168,7 +174,8 @@ def find_odd_values(value: Any, base: FieldPath, findings: Findings) -> None:
     """Report what JSON could not carry to an operation: dates, infinities, keys that are no text, too much depth."""
     for count, (path, item) in enumerate(walk(value, DEPTH_MAX + 1)):
         if count >= VALUES_MAX:
-            return findings.add(Finding(base, f"holds more than {VALUES_MAX:,} values"))
+            findings.add(Finding(base, f"holds more than {VALUES_MAX:,} values"))
+            return
         if message := _oddity(path, item):
             findings.add(Finding(base + path, message))
 
@@ -176,7 +183,7 @@ def find_odd_values(value: Any, base: FieldPath, findings: Findings) -> None:
 def _oddity(path: FieldPath, item: Any) -> str:
     if len(path) > DEPTH_MAX:
         return _TOO_DEEP
-    if isinstance(item, float) and (item != item or item in (float("inf"), float("-inf"))):
+    if isinstance(item, float) and not math.isfinite(item):
         return "must be a finite number"
     if isinstance(item, int) and item.bit_length() > _BITS_MAX:
         return "the number has too many digits"

@@ -20,7 +20,8 @@ Edges = Mapping[str, tuple[str, ...]]
 class Plan:
     """Everything the order decides. Batch ``n`` holds the phases whose longest chain of dependencies has ``n`` phases.
 
-    A runner counts down the ``dependencies`` of each of the ``dependents`` of a phase that is done; batches are for people.
+    A runner counts down the ``dependencies`` of each of the ``dependents`` of a phase that is done; batches are for
+    people.
     """
 
     batches: tuple[tuple[str, ...], ...]
@@ -117,7 +118,7 @@ def cycles(edges: Edges) -> list[tuple[str, ...]]:
 
 
 def _components(edges: Edges) -> Iterable[set[str]]:
-    """Strongly connected components: Tarjan's algorithm, with a stack of our own since a chain may have 100,000 phases."""
+    """Strongly connected components by Tarjan's algorithm, on a stack of our own: a chain may have 100,000 phases."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []

@@ -1,7 +1,7 @@
 """Where a field stands in its template, worked out only once something is wrong with it.
 
-A path is a tuple of keys and indexes, ``("phases", 2, "operations", 0, "type")``. Places are (line, column), 1-based, in
-characters; a path that leads nowhere has the place of the deepest part of it that exists.
+A path is a tuple of keys and indexes, ``("phases", 2, "operations", 0, "type")``. Places are (line, column), 1-based,
+in characters; a path that leads nowhere has the place of the deepest part of it that exists.
 """
 
 from __future__ import annotations

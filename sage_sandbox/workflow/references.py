@@ -1,7 +1,8 @@
 """``${path.to.value}``: read, checked against what a phase may refer to, and put in exactly once.
 
 A reference is a path look-up, never an expression. A text that is one whole reference takes the value with its type;
-inside other text the value must be a scalar; ``$${`` is a literal ``${``. What comes out of a value is never read again.
+inside other text the value must be a scalar; ``$${`` is a literal ``${``. What comes out of a value is never read
+again.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Reference:
 
 
 def parse(text: str) -> tuple[str | Reference, ...]:
-    """The pieces of a text: literal ones with ``$${`` already turned to ``${``. ValueError where a ``${`` is no reference."""
+    """The pieces of a text, ``$${`` already turned to ``${``; ValueError where a ``${`` is no reference."""
     pieces: list[str | Reference] = []
     literal, at = "", 0
     while mark := _MARK.search(text, at):
@@ -45,8 +46,11 @@ def parse(text: str) -> tuple[str | Reference, ...]:
             continue
         path = _PATH.match(text, at)
         if not path:
-            raise ValueError(f"{quote(text[mark.start() : at + 20])} is not a reference: write ${{name.name}}, or $${{ for ${{ itself")
-        pieces += [literal, Reference(tuple(path[1].split(".")))] if literal else [Reference(tuple(path[1].split(".")))]
+            raise ValueError(
+                f"{quote(text[mark.start() : at + 20])} is no reference: write ${{a.b}}, or $${{ for ${{ itself"
+            )
+        pieces += [literal] if literal else []
+        pieces.append(Reference(tuple(path[1].split("."))))
         literal, at = "", path.end()
     literal += text[at:]
     return (*pieces, literal) if literal or not pieces else tuple(pieces)

@@ -133,6 +133,8 @@ def check_entry(code: str) -> CodeTrouble | None:
 
 
 def _parse(code: str) -> ast.Module | CodeTrouble:
+    if len(code) > FILE_MAX:
+        return CodeTrouble(f"is larger than {format_size(FILE_MAX)}")
     try:
         return ast.parse(code)
     except SyntaxError as error:

@@ -106,12 +106,15 @@ class _Builder:
         self._seen: set[int] = set()
         self._open: set[int] = set()
         self._visits = self._aliases = 0
+        self._is_spent = False
 
     def build(self, node: yaml.Node, path: FieldPath) -> Any:
         """The value of a node; None where it is not allowed, once that has been said."""
         self._visits += 1
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
+        if self._is_spent:
+            return None
         if trouble := self._trouble(node, path):
             self._complain(node, path, trouble)
             return None
@@ -129,11 +132,12 @@ class _Builder:
             return "an alias stands inside what it refers to"
         self._aliases += id(node) in self._seen
         if self._aliases > ALIASES_MAX or self._visits > 2 * NODES_MAX or len(path) > DEPTH_MAX:
+            self._is_spent = True
             return "the aliases expand to too much"
         return ""
 
     def _sequence(self, node: yaml.Node, path: FieldPath) -> list[Any]:
-        return [self.build(item, path + (index,)) for index, item in enumerate(node.value)]
+        return [self.build(item, (*path, index)) for index, item in enumerate(node.value)]
 
     def _mapping(self, node: yaml.Node, path: FieldPath) -> dict[str, Any]:
         made: dict[str, Any] = {}
@@ -144,9 +148,9 @@ class _Builder:
             elif key == "<<" and key_node.style is None:
                 self._complain(key_node, path, "merge keys (<<) are not allowed: write the fields out")
             elif key in made:
-                self._complain(key_node, path + (key,), "the key is there twice")
+                self._complain(key_node, (*path, key), "the key is there twice")
             else:
-                made[key] = self.build(value_node, path + (key,))
+                made[key] = self.build(value_node, (*path, key))
         return made
 
     def _scalar(self, node: yaml.ScalarNode, path: FieldPath) -> Any:
@@ -189,7 +193,7 @@ class YamlLocator:
         return _place((key_node if key else value_node).start_mark)
 
     def code_place(self, path: FieldPath, line: int, column: int) -> Place | None:
-        """Lines of a literal block scalar (``|``); its indentation is what the file's line has more than the value's."""
+        """Lines of a ``|`` block scalar; its indentation is what the file's line has more than the value's."""
         node = self._find(path)[1] if self._root else None
         if not isinstance(node, yaml.ScalarNode) or node.style != "|":
             return None
@@ -200,7 +204,7 @@ class YamlLocator:
         return file_line + 1, max(len(lines[file_line]) - len(values[line - 1]), 0) + column
 
     def line(self, path: FieldPath) -> int:
-        """libyaml has counted already."""
+        """Counted by libyaml already."""
         return self.place(path)[0]
 
     def _find(self, path: FieldPath) -> tuple[yaml.Node, yaml.Node]:

@@ -62,8 +62,9 @@ def functions(found: Any) -> str:
         longest = [f"{one['name']} ({one['path']}:{one['line']}) {one['lines']:,}" for one in found["longest"][:3]]
         said = f"{plural(found['functions'], 'Python function')}, median {found['median_lines']:g} lines"
         said += f"; longest: {', '.join(longest)}"
-    broken = found["not_parsed_total"]
-    return said + (f"; {plural(broken, 'file')} could not be parsed" if broken else "")
+    broken, large = found["not_parsed_total"], found["skipped"].get("large", 0)
+    said += f"; {plural(broken, 'file')} could not be parsed" if broken else ""
+    return said + (f"; {plural(large, 'file')} too large to parse" if large else "")
 
 
 def licences(found: Any) -> str:

@@ -46,4 +46,10 @@ def run(params: Any) -> dict[str, Any]:
 def group(size: int, digest: str, paths: list[str], top: int) -> dict[str, Any]:
     """Equal files as the report lists them; ``wasted`` is what all but one of them take."""
     wasted = size * (len(paths) - 1)
-    return {"bytes": size, "copies": len(paths), "wasted": wasted, "sha256": digest, "paths": sorted(paths)[:top]}
+    return {
+        "bytes": size,
+        "copies": len(paths),
+        "wasted": wasted,
+        "sha256": digest,
+        "paths": sorted(paths)[: max(top, 2)],
+    }

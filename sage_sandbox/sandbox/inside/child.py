@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sage_sandbox.sandbox.inside import landlock, namespaces, programs, rlimits, wire
@@ -27,6 +28,7 @@ class Inheritance(NamedTuple):
     """What the zygote made once and every child may use on its way in."""
 
     proc_fd: int
+    pantry_fd: int
     ruleset_fd: int
     idmaps: dict[tuple[int, int], int]
     foundation: wire.Foundation
@@ -41,7 +43,7 @@ class Ascent:
         self.identity = (inherited.foundation.uid, inherited.foundation.gid)
         self.capabilities: dict[str, Any] = {"proc": False}
         self._apply: dict[type[wire.Step], Callable[[Any], None]] = {
-            wire.Namespaces: namespaces.own_namespaces,
+            wire.Namespaces: self._namespaces,
             wire.Work: self._work,
             wire.OwnRoot: namespaces.build_own_root,
             wire.Place: namespaces.place_box,
@@ -67,10 +69,13 @@ class Ascent:
             except OSError as error:
                 raise StepFailed(type(step).__name__, error.errno or 0, str(error)) from error
 
+    def _namespaces(self, step: wire.Namespaces) -> None:
+        namespaces.own_namespaces(step, self.inherited.pantry_fd)
+
     def _work(self, step: wire.Work) -> None:
         namespaces.mount_work(step)
         # The supervisor collects from this descriptor when we are dead; nothing of ours has run beneath it yet.
-        fd = os.open(wire.WORK, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(step.target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         wire.send_descriptor(self._sock, wire.WORK_FOLDER, b"", fd)
         os.close(fd)
 
@@ -138,7 +143,7 @@ def check_confined() -> None:
         "no capability": not any(sc.capabilities()),
         "seccomp filter": sc.prctl(sc.PR_GET_SECCOMP) == sc.SECCOMP_MODE_FILTER,
         "not dumpable": sc.prctl(sc.PR_GET_DUMPABLE) == 0,
-        "no foreign descriptor": open_descriptors(range(32)) <= {0, 1, 2, RESULT_FD},
+        "no foreign descriptor": not open_above(RESULT_FD),
         "mount is refused": _refused(lambda: sc.umount2("/", 0)),
         "no new user namespace": _refused(lambda: sc.unshare(sc.CLONE_NEWUSER)),
     }
@@ -147,16 +152,13 @@ def check_confined() -> None:
             raise OSError(errno.EPERM, f"self-check: {claim} does not hold")
 
 
-def open_descriptors(numbers: range) -> set[int]:
-    """Which of these are open."""
-    found = set()
-    for fd in numbers:
-        try:
-            os.fstat(fd)
-        except OSError:
-            continue
-        found.add(fd)
-    return found
+def open_above(highest: int) -> list[int]:
+    """Which of the 64 descriptors above this one are open: poll(2) marks the others POLLNVAL, in one call."""
+    poll = select.poll()
+    for fd in range(highest + 1, highest + 65):
+        poll.register(fd, 0)
+    closed = {fd for fd, event in poll.poll(0) if event & select.POLLNVAL}
+    return [fd for fd in range(highest + 1, highest + 65) if fd not in closed]
 
 
 def _refused(call: Callable[[], None]) -> bool:

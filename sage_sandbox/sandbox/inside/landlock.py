@@ -44,7 +44,7 @@ def build(abi: int, devices: tuple[str, ...], step: wire.Landlock) -> int:
     ruleset = syscalls.landlock_create_ruleset(
         handled, 0 if abi < 4 or step.network else NET_TCP, SCOPE_ALL if abi >= 6 else 0
     )
-    _allow(ruleset, step.root, READ & handled)
+    _allow(ruleset, step.root or "/", READ & handled)
     _allow(ruleset, step.root + os.path.dirname(wire.BOX), WRITE & handled)
     for name in devices:
         _allow(ruleset, f"{step.root}/dev/{name}", DEVICE & handled)

@@ -1,7 +1,10 @@
 """Namespaces and mounts: the foundation a zygote lays once, and the view of the world each child gets.
 
-Layout of the zygote's own root, a tmpfs that no operation ever sees: `wire.HOST` (the host, recursively), `wire.ROOT` (what
-children without grants share), `wire.OWN_ROOT`, `wire.WORK` and `wire.LAYERS` (mount points for a child's private copy).
+Two mount namespaces: the pantry, a tmpfs that no operation ever sees, with `wire.HOST` (the host, recursively), `wire.ROOT`
+(what children without grants share), `wire.OWN_ROOT`, `wire.WORK` and `wire.LAYERS` (mount points for a child's private
+copy); and the lean one, in which `wire.ROOT` is all there is. Copying and leaving the host's mounts would be most of a
+child's cost, so only a child that needs something of the host starts from the pantry.
+
 Every function runs in the zygote or in a child that has not yet given its rights away; each raises OSError.
 """
 
@@ -61,8 +64,8 @@ def write_maps(proc_fd: int, process: str, uid: int, gid: int, outside: tuple[in
             os.close(fd)
 
 
-def lay_foundation(foundation: wire.Foundation) -> None:
-    """Turn the zygote's root into a tmpfs with the host beneath `wire.HOST`, and build the shared root."""
+def lay_foundation(foundation: wire.Foundation, proc_fd: int) -> int:
+    """Build the pantry and the shared root, and move to the lean namespace. Returns a descriptor of the pantry."""
     sc.mount("none", "/", None, sc.MS_REC | sc.MS_PRIVATE)
     host = sc.open_tree(sc.AT_FDCWD, "/", _CLONE)
     # Any folder will do as a mount point: the tmpfs over it becomes the root at once, and `host` was cloned before.
@@ -76,6 +79,11 @@ def lay_foundation(foundation: wire.Foundation) -> None:
     sc.move_mount(host, wire.HOST)
     os.close(host)
     _build_shared_root(foundation)
+    pantry = os.open("self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc_fd)
+    sc.unshare(sc.CLONE_NEWNS)
+    os.chdir(wire.ROOT)
+    _become_root()
+    return pantry
 
 
 def _build_shared_root(foundation: wire.Foundation) -> None:
@@ -138,9 +146,11 @@ def _mapped_namespace(holder: int, owner: tuple[int, int], outside: tuple[int, i
 # In a child, on its way to confinement.
 
 
-def own_namespaces(step: wire.Namespaces) -> None:
+def own_namespaces(step: wire.Namespaces, pantry: int) -> None:
     """A session of its own (without it ``kill(0)`` crosses pid namespaces), its own mounts, perhaps its own loopback."""
     os.setsid()
+    if step.pantry:
+        sc.setns(pantry, sc.CLONE_NEWNS)
     sc.unshare(sc.CLONE_NEWNS | (sc.CLONE_NEWNET if step.network else 0))
     if step.network:
         with_socket = socket(AF_INET, SOCK_DGRAM, 0)
@@ -153,11 +163,13 @@ def own_namespaces(step: wire.Namespaces) -> None:
 def mount_work(step: wire.Work) -> None:
     """The tmpfs that holds everything the operation may write; it counts against its disk limit."""
     options = f"mode=0700,size={step.size},nr_inodes={step.inodes},uid={step.uid},gid={step.gid}"
-    sc.mount("tmpfs", wire.WORK, "tmpfs", _TMPFS, options)
-    for name in ("box", "box/tmp", "box/out", "stage", "masks"):
-        os.mkdir(f"{wire.WORK}/{name}", 0o700)
-    for name in ("box", "box/tmp", "box/out"):
-        os.chown(f"{wire.WORK}/{name}", step.uid, step.gid)
+    sc.mount("tmpfs", step.target, "tmpfs", _TMPFS, options)
+    if step.box:
+        for name in ("stage", "masks"):
+            os.mkdir(f"{step.target}/{name}", 0o700)
+        _make_owned(f"{step.target}/{step.box}", 0o700, (step.uid, step.gid))
+    for name in ("tmp", "out"):
+        _make_owned(os.path.join(step.target, step.box, name), 0o700, (step.uid, step.gid))
 
 
 def build_own_root(step: wire.OwnRoot) -> None:
@@ -174,8 +186,7 @@ def build_own_root(step: wire.OwnRoot) -> None:
 def place_box(step: wire.Place) -> None:
     """Show the operation its work folder."""
     _bind(wire.WORK, "/box", step.root + wire.BOX, True, WRITABLE)
-    if step.root == wire.OWN_ROOT:
-        _bind(wire.WORK, "/box/tmp", step.root + "/tmp", True, WRITABLE)
+    _bind(wire.WORK, "/box/tmp", step.root + "/tmp", True, WRITABLE)
 
 
 def attach(step: wire.Attach, identity: tuple[int, int], idmaps: Mapping[tuple[int, int], int]) -> None:
@@ -277,9 +288,10 @@ def mount_proc(step: wire.Proc) -> bool:
 
 def pivot(step: wire.Pivot) -> None:
     """Make the new root the root, let go of everything else, and look that it is gone."""
-    os.chdir(step.root)
-    _become_root()
-    sc.mount_setattr(sc.AT_FDCWD, "/", 0, READ_ONLY)
+    if step.root:
+        os.chdir(step.root)
+        _become_root()
+        sc.mount_setattr(sc.AT_FDCWD, "/", 0, READ_ONLY)
     foreign = set(os.listdir("/")) - set(step.entries)
     if foreign:
         raise OSError(errno.EBUSY, f"the host is still there: {sorted(foreign)[0]}")

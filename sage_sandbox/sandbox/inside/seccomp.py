@@ -101,20 +101,19 @@ class Assembler:
     def _place(self, code: Code) -> None:
         if code in self._places:
             return
-        match code:
-            case Verdict():
-                self._write(_RETURN, code.action)
-            case Load():
-                self._place(code.then)
-                if self._distance(code.then):
-                    self._write(_JUMP, self._distance(code.then))
-                if code.mask != _WORD:
-                    self._write(_AND, code.mask)
-                self._write(_LOAD, code.offset)
-            case If():
-                self._place(code.then)
-                self._place(code.otherwise)
-                self._write(code.test, code.value, self._distance(code.then), self._distance(code.otherwise))
+        if isinstance(code, Verdict):
+            self._write(_RETURN, code.action)
+        elif isinstance(code, Load):
+            self._place(code.then)
+            if self._distance(code.then):
+                self._write(_JUMP, self._distance(code.then))
+            if code.mask != _WORD:
+                self._write(_AND, code.mask)
+            self._write(_LOAD, code.offset)
+        else:
+            self._place(code.then)
+            self._place(code.otherwise)
+            self._write(code.test, code.value, self._distance(code.then), self._distance(code.otherwise))
         self._places[code] = len(self._reversed)
 
     def _distance(self, code: Code) -> int:

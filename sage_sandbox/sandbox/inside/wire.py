@@ -40,12 +40,13 @@ EXIT_STATUS = struct.Struct(">i")
 SPAWNED = b"S"
 CHILD_GONE = struct.Struct(">Iiddq")
 
+# The pantry is a mount namespace that the zygote keeps and that only children with grants enter. In it:
+HOST = "/host"
+"""A recursive bind of the host."""
 ROOT = "/new"
-"""The root every child without grants shares, in the zygote's mount namespace."""
+"""The shared root: the whole view of the zygote, and of every child without grants."""
 OWN_ROOT = "/own"
 """Where a child with grants builds a root of its own."""
-HOST = "/host"
-"""The zygote's recursive bind of the host."""
 WORK = "/work"
 """Where a child mounts its capped tmpfs; ``box`` beneath it is what the operation sees, ``stage`` what it does not."""
 LAYERS = "/layers"
@@ -56,14 +57,17 @@ BOX = "/sandbox/work"
 
 
 class Namespaces(NamedTuple):
-    """Own session, mount namespace and, where ``network``, network namespace with loopback up."""
+    """Own session, mount namespace (copied from the ``pantry``, or the lean one) and, where ``network``, own loopback."""
 
     network: bool
+    pantry: bool
 
 
 class Work(NamedTuple):
-    """The capped tmpfs: size in bytes, number of inodes, owner."""
+    """The capped tmpfs at ``target``: size in bytes, number of inodes, owner. ``box`` is its part that the operation sees."""
 
+    target: str
+    box: str
     size: int
     inodes: int
     uid: int
@@ -78,7 +82,7 @@ class OwnRoot(NamedTuple):
 
 
 class Place(NamedTuple):
-    """The box at its place beneath ``root``; an own root gets ``/tmp`` as a mount, for grants may lie beneath it."""
+    """The box at its place in an own root, ``/tmp`` as a mount of its own, for grants may lie beneath it."""
 
     root: str
 
@@ -109,7 +113,7 @@ class Proc(NamedTuple):
 
 
 class Pivot(NamedTuple):
-    """The new root becomes the root, and the host is gone; ``entries`` is all that may be left in it."""
+    """``root`` becomes the root (empty: it is already); ``entries`` is all that may be in it. Go to ``cwd``."""
 
     root: str
     cwd: str

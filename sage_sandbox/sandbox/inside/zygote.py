@@ -51,8 +51,8 @@ def main(control_fd: int) -> None:
 
 def _prepare(foundation: wire.Foundation) -> child.Inheritance:
     proc = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
-    namespaces.lay_foundation(foundation)
-    everyone = wire.Landlock(own=False, root=wire.ROOT, writable=(), files=(), network=False)
+    pantry = namespaces.lay_foundation(foundation, proc)
+    everyone = wire.Landlock(own=False, root="", writable=(), files=(), network=False)
     ruleset = landlock.build(foundation.landlock_abi, foundation.devices, everyone)
     idmaps: dict[tuple[int, int], int] = {}
     if foundation.privileged:
@@ -62,7 +62,7 @@ def _prepare(foundation: wire.Foundation) -> child.Inheritance:
     sys.path[:] = [path for path in sys.path if path.startswith(sys.base_prefix)] + list(foundation.packages)
     programs.settle_memory()
     programs.rehearse()
-    return child.Inheritance(proc, ruleset, idmaps, foundation)
+    return child.Inheritance(proc, pantry, ruleset, idmaps, foundation)
 
 
 class Nursery:
