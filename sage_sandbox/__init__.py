@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sage_sandbox.outcome import Outcome
     from sage_sandbox.policy import Grant, Limits, Policy
     from sage_sandbox.runner import Runner
-    from sage_sandbox.sandbox.sandbox import Sandbox
+    from sage_sandbox.single import Sandbox
     from sage_sandbox.workflow.definition import Workflow
     from sage_sandbox.workflow.loading import load
     from sage_sandbox.workflow.planning import Plan, plan
@@ -49,7 +49,7 @@ _HOMES = {
     "RunResult": "document",
     "Runner": "runner",
     "SageError": "errors",
-    "Sandbox": "sandbox.sandbox",
+    "Sandbox": "single",
     "SandboxUnavailable": "errors",
     "UsageError": "errors",
     "WorkerLost": "errors",

@@ -136,8 +136,12 @@ def _phase(phase: PhaseResult) -> dict[str, Any]:
 
 
 def _operation(operation_id: str, outcome: Outcome) -> dict[str, Any]:
+    return {"id": operation_id, **outcome_document(outcome)}
+
+
+def outcome_document(outcome: Outcome) -> dict[str, Any]:
+    """One outcome as plain data."""
     return {
-        "id": operation_id,
         "status": outcome.status,
         "result": outcome.value() if outcome.ok else None,
         "error": None if outcome.ok else {"reason": outcome.reason, "message": outcome.error, "hint": outcome.hint},

@@ -8,13 +8,13 @@ import re
 # (bidi controls, zero-width and other invisible format characters, tags): Unicode TR36 and CVE-2021-42574.
 _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f"
-    "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\ud800-\udfff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
-    "\U000e0000-\U000e0fff]"
+    "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\ud800-\udfff"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 
 
 def escape(text: str) -> str:
-    r"""Replace every character a terminal would act on, or a reader would not see, by its ``\x1b`` or ``\u202e`` form."""
+    r"""Replace every character a terminal acts on, or a reader does not see, by its ``\x1b`` or ``\u202e`` form."""
     return _UNSAFE.sub(_spell, text)
 
 

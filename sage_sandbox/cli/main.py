@@ -29,7 +29,9 @@ VERBS: Final = {
     "demo": Verb(
         "sage_sandbox.cli.demo", "Show an untrusted workflow at work, and hostile code denied.", confines=True
     ),
-    "doctor": Verb("sage_sandbox.cli.doctor", "Say which kernel features are here, and how to get the others."),
+    "doctor": Verb(
+        "sage_sandbox.cli.doctor", "Say which kernel features are here, what each gives, and how to get the others."
+    ),
     "exec": Verb("sage_sandbox.cli.exec", "Run one command in the sandbox.", confines=True),
     "plan": Verb("sage_sandbox.cli.plan", "Draw the order of a workflow, and what it asks for."),
     "run": Verb("sage_sandbox.cli.run", "Run a workflow, every operation in a sandbox of its own.", confines=True),

@@ -84,7 +84,6 @@ class Dispatcher:
         self._ended: deque[tuple[Link, Future[None]]] = deque()
         self._news: list[News] = []
         self._pace = Pace()
-        self._pending = 0
         self._make_pool = make_pool
         self._pool: Pool | None = None
         self._links: list[Link] = []
@@ -111,7 +110,6 @@ class Dispatcher:
 
     def room(self, pending: int) -> int:
         """How many of ``pending`` operations may be sent now, all to one slot: the next `send` goes there."""
-        self._pending = pending
         if any(link.idle for link in self._links):
             return 1
         ready = [link for link in self._links if link.state == "ready"]
@@ -123,7 +121,6 @@ class Dispatcher:
     def send(self, tasks: tuple[Task, ...]) -> None:
         """Send tasks to the slot that holds least."""
         link = min((link for link in self._links if link.state == "ready"), key=lambda link: len(link.held))
-        self._pending -= len(tasks)
         try:
             link.give(tasks)
         except WorkerLost:
@@ -152,7 +149,7 @@ class Dispatcher:
 
     def wake(self) -> None:
         """Make `wait` return soon; safe in a signal handler and from other threads."""
-        with suppress(BlockingIOError, OSError):
+        with suppress(OSError, ValueError):  # full, or closed
             os.eventfd_write(self._wakeup, 1)
 
     def close(self) -> None:
@@ -306,7 +303,7 @@ class Dispatcher:
                 self._lose(link, "was killed: it did not end its operation")
 
     def _may_move(self) -> bool:
-        return not self._pending and any(link.idle for link in self._links)
+        return any(link.idle for link in self._links)
 
     def _rebalance(self) -> None:
         """Have work that waits behind something long given back while another slot is idle."""

@@ -32,7 +32,7 @@ LEAF: Final = "sage-main"
 
 CONTROLLERS_V1: Final = ("memory", "pids", "cpuacct")
 CONTROLLERS_V2: Final = frozenset({"memory", "pids"})
-_OUR_GROUPS: Final = re.compile(r"sage-(\d+)-(\d+)-(\d+)-\w+")
+_OUR_GROUPS: Final = re.compile(r"sage-(\d+)-(\d+)-(\d+)-[\w-]+")
 _PATIENCE_S: Final = 2.0
 
 
@@ -360,7 +360,7 @@ class CgroupHome:
         self._made: list[Cgroup] = []
 
     def make(self, name: str) -> Cgroup:
-        """A new group; ``name`` is a word, once used at a time. OSError if the kernel refuses."""
+        """A new group; ``name``: letters, digits, hyphens; in use once at a time. OSError if the kernel refuses."""
         places = self._base.below(f"{self._tag}-{name}")
         group: Cgroup = _GroupV1(places) if self.version == 1 else _GroupV2(places)
         self._made.append(group)

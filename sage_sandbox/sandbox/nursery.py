@@ -20,7 +20,7 @@ from typing import Final
 from sage_sandbox.errors import SandboxUnavailable
 from sage_sandbox.policy import RESULT_MAX, MiB
 from sage_sandbox.sandbox.cgroup import Cgroup
-from sage_sandbox.sandbox.inside import wire
+from sage_sandbox.sandbox.inside import entry, wire
 from sage_sandbox.sandbox.steps import Blueprint
 
 START_S: Final = 20.0
@@ -29,7 +29,7 @@ START_S: Final = 20.0
 FRAME_MAX: Final = RESULT_MAX + MiB
 _ANCILLARY: Final = 256
 # The zygote imports this package from where we did, and forgets the folder before it forks (see zygote._prepare).
-_BOOT: Final = "import sys; sys.path.insert(0, sys.argv[1]); from sage_sandbox.sandbox.inside import zygote; zygote.main(int(sys.argv[2]))"
+_BOOT: Final = "import sys; sys.path.insert(0, sys.argv[1]); from sage_sandbox.sandbox.inside import entry; entry.main()"
 
 
 class ChildGone(Exception):
@@ -178,12 +178,14 @@ class Zygote:
         self._wait_foundation()
 
     def _start(self, control: socket.socket) -> subprocess.Popen[bytes]:
-        package = str(Path(__file__).resolve().parents[2])
+        arguments = [str(Path(__file__).resolve().parents[2]), str(control.fileno())]
+        if not self.foundation.privileged:
+            arguments.append(entry.OWN_NAMESPACE)
         read, write = os.pipe()
         os.close(write)
         try:
             return subprocess.Popen(  # noqa: S603 - our own interpreter and code
-                [os.path.realpath(sys.executable), "-I", "-S", "-X", "utf8", "-c", _BOOT, package, str(control.fileno())],
+                [os.path.realpath(sys.executable), "-I", "-S", "-X", "utf8", "-c", _BOOT, *arguments],
                 env={},
                 cwd="/",
                 stdin=read,
@@ -219,23 +221,22 @@ class Zygote:
             raise step_refused(answer[1])
         self.mapped_owners.add(owner)
 
-    def spawn(self, group: Cgroup | None, stdin: int = -1, stdout: int = -1, stderr: int = -1) -> Child:
-        """Ask for a child; its pidfd follows (see `listen`). Streams are new pipes unless given (and then not closed)."""
+    def spawn(self, group: Cgroup | None, terminal: int = -1) -> Child:
+        """Ask for a child; its pidfd follows (see `listen`). Its streams are new pipes, or all of them a ``terminal``."""
         self.served += 1
         ours, theirs = socket.socketpair()
-        child_ends, our_ends = _pipes(stdin, stdout, stderr)
+        child_ends, our_ends = ([terminal] * 3, [-1] * 3) if terminal >= 0 else _pipes()
         child = Child(self.served, Frames(ours), *our_ends, group)
         self.children[child.serial] = child
-        passed = [theirs.fileno(), *(fd for fd, _ in child_ends), *(group.procs_fds if group else ())]
+        passed = [theirs.fileno(), *child_ends, *(group.procs_fds if group else ())]
         try:
             self._frames.sock.sendmsg(
                 [wire.ORDER.pack(wire.SPAWN, child.serial, 0)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", passed))]
             )
         finally:
             theirs.close()
-            for fd, made in child_ends:
-                if made:
-                    os.close(fd)
+            for fd in child_ends if terminal < 0 else ():
+                os.close(fd)
         return child
 
     def listen(self) -> None:
@@ -283,17 +284,13 @@ class Zygote:
         self.children.clear()
 
 
-def _pipes(stdin: int, stdout: int, stderr: int) -> tuple[list[tuple[int, bool]], list[int]]:
-    """(the child's descriptor, whether we made it) and our end (-1 where the descriptor was given) for each stream."""
-    child_ends: list[tuple[int, bool]] = []
+def _pipes() -> tuple[list[int], list[int]]:
+    """The child's ends of three pipes for stdin, stdout and stderr, and ours, which do not block."""
+    child_ends: list[int] = []
     our_ends: list[int] = []
-    for given, child_reads in ((stdin, True), (stdout, False), (stderr, False)):
-        if given >= 0:
-            child_ends.append((given, False))
-            our_ends.append(-1)
-            continue
+    for child_reads in (True, False, False):
         read, write = os.pipe2(os.O_CLOEXEC)
-        child_ends.append((read if child_reads else write, True))
+        child_ends.append(read if child_reads else write)
         our_ends.append(write if child_reads else read)
         os.set_blocking(our_ends[-1], False)
     return child_ends, our_ends

@@ -1,8 +1,8 @@
 """What this kernel and this host offer an operation's sandbox, found by trying.
 
 Nothing is concluded from a version where an attempt is cheap: distributions back-port, containers and security modules
-take away. Each attempt runs in a forked process of its own that enters namespaces, tries one thing and is gone. The last
-row is the answer: an operation, run as every other is.
+take away. Each attempt runs in a forked process of its own that enters namespaces, tries one thing and is gone. The
+last row is the answer: an operation, run as every other is.
 
 Only `cgroup.find` may leave something behind: where it has to, it moves this process (see there).
 """
@@ -16,7 +16,7 @@ import struct
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -150,7 +150,7 @@ def _enter(kinds: int) -> None:
     sc.unshare(kinds if privileged else kinds | sc.CLONE_NEWUSER)
     if not privileged:
         with _proc_fd() as proc:
-            namespaces.write_maps(proc.fd, "self", uid, gid)
+            namespaces.write_maps(proc, "self", uid, gid)
     if kinds & sc.CLONE_NEWNS:
         sc.mount("none", "/", None, sc.MS_REC | sc.MS_PRIVATE)
 
@@ -162,13 +162,13 @@ def _may_do_all() -> bool:
         return False
 
 
-class _proc_fd:  # noqa: N801 - a with-statement reads it as a function
-    def __enter__(self) -> _proc_fd:
-        self.fd = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.fd)
+@contextmanager
+def _proc_fd() -> Iterator[int]:
+    fd = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _in_new_pid_namespace(act: Callable[[], None]) -> None:
@@ -182,7 +182,7 @@ def _user_namespace() -> None:
     uid, gid = os.geteuid(), os.getegid()
     sc.unshare(sc.CLONE_NEWUSER | sc.CLONE_NEWUTS)
     with _proc_fd() as proc:
-        namespaces.write_maps(proc.fd, "self", uid, gid)
+        namespaces.write_maps(proc, "self", uid, gid)
     sc.sethostname("sandbox")
     sc.unshare(sc.CLONE_NEWUSER)  # the child's own, inside of the zygote's
 
@@ -215,13 +215,8 @@ def _mount_calls() -> None:
     tree = sc.open_tree(sc.AT_FDCWD, "/", sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | sc.AT_RECURSIVE)
     sc.mount_setattr(tree, "", sc.AT_EMPTY_PATH | sc.AT_RECURSIVE, namespaces.READ_ONLY)
     sc.move_mount(tree, "/proc")
-    try:
-        os.close(os.open("/proc/tmp/.sage-sandbox-probe", os.O_WRONLY | os.O_CREAT, 0o600))
-    except OSError as error:
-        if error.errno in (errno.EROFS, errno.ENOENT):
-            return
-        raise
-    raise OSError(errno.EPERM, "mount_setattr: the bind is still writable")
+    if not os.statvfs("/proc/proc").f_flag & os.ST_RDONLY:
+        raise OSError(errno.EPERM, "mount_setattr: a mount beneath the bind is still writable")
 
 
 def _idmapped_mounts() -> None:
@@ -387,11 +382,13 @@ def _memory(host: Host) -> Iterator[Feature]:
 
 
 def _cgroup_how(host: Host) -> str:
+    if (host.root / "sys/fs/cgroup/memory").exists():
+        return "run as root: this machine has cgroup v1, which has no safe delegation"
     if host.container():
         return f"{host.container()} run --cgroupns=private, with /sys/fs/cgroup writable"
     if (host.root / "run/systemd/system").exists():
         return "systemd-run --user --scope -p Delegate=yes sage-sandbox run …"
-    return "a cgroup v2 group that this user may write, or root on v1"
+    return "a cgroup v2 group that this user may write"
 
 
 def _absent() -> Iterator[Feature]:
@@ -418,7 +415,7 @@ def _level_full(host: Host, found: tuple[Feature, ...]) -> Feature:
 
 
 def run_one() -> tuple[float, float]:
-    """Run two trivial operations at level full; seconds each took. SandboxUnavailable or OSError if they cannot be run."""
+    """Run two trivial operations at level full; seconds each took. SandboxUnavailable or OSError if they cannot run."""
     from sage_sandbox.errors import SandboxUnavailable
     from sage_sandbox.sandbox.job import Job
     from sage_sandbox.sandbox.supervisor import Supervisor

@@ -67,8 +67,11 @@ def _in_first_user_namespace() -> bool:
         return [int(number) for number in file.read().split()] == [0, 0, 0xFFFF_FFFF]
 
 
-def foundation(who: Identity, project: str, packages: tuple[Bind, ...] = ()) -> wire.Foundation:
-    """What the zygote of this project and set of packages builds once for all its children."""
+def foundation(who: Identity, project: str, packages: tuple[Bind, ...] = (), *, cgroup: bool = False) -> wire.Foundation:
+    """What the zygote of this project and set of packages builds once for all its children.
+
+    With a ``cgroup`` they may make memfds: what these hold is in no process's resident set, but a cgroup counts it.
+    """
     owner = os.stat(project)
     links, binds = _system_folders()
     etc_links, etc_binds = _etc()
@@ -89,15 +92,15 @@ def foundation(who: Identity, project: str, packages: tuple[Bind, ...] = ()) -> 
         uid=who.uid,
         gid=who.gid,
         privileged=who.privileged,
-        seccomp=_programs(),
+        seccomp=_programs(memfd=cgroup),
         landlock_abi=syscalls.landlock_abi(),
         packages=(PACKAGES,) if packages else (),
     )  # fmt: skip
 
 
 @cache
-def _programs() -> tuple[bytes, bytes]:
-    return seccomp.zygote_program(syscalls.ARCH, memfd=False), seccomp.lock_program(syscalls.ARCH)
+def _programs(*, memfd: bool) -> tuple[bytes, bytes]:
+    return seccomp.zygote_program(syscalls.ARCH, memfd=memfd), seccomp.lock_program(syscalls.ARCH)
 
 
 def _system_folders() -> tuple[list[tuple[str, str]], list[Bind]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from sage_sandbox.outcome import Capabilities, Outcome, Reason, Violation
-from sage_sandbox.policy import RESULT_MAX, STREAM_MAX, format_duration, format_size
+from sage_sandbox.policy import RESULT_MAX, STREAM_MAX, KiB, Limits, MiB, format_duration, format_size
 from sage_sandbox.sandbox import explain
 from sage_sandbox.sandbox.inside import wire
 from sage_sandbox.sandbox.job import Job
@@ -96,8 +96,22 @@ def limit_text(job: Job, what: str) -> str:
 
 
 def _limit(ending: Ending, what: str) -> _Judgement:
-    hint = f"--limit {what}=…" if what in ("memory", "cpu", "pids", "disk") else ""
-    return _Judgement("limit", limit_text(ending.job, what), hint=hint)
+    return _Judgement("limit", limit_text(ending.job, what), hint=_double(ending.job.limits, what))
+
+
+def _double(limits: Limits, what: str) -> str:
+    """The option that gives it twice as much."""
+    amounts = {
+        "memory": _spell(2 * limits.memory),
+        "cpu": f"{2 * limits.cpu_s:g}s",
+        "pids": f"{2 * limits.pids}",
+        "disk": _spell(2 * limits.disk),
+    }
+    return f"--limit {what}={amounts[what]}" if what in amounts else ""
+
+
+def _spell(size: int) -> str:
+    return f"{size // MiB}M" if size % MiB == 0 else f"{-(-size // KiB)}K"
 
 
 def _stopped(ending: Ending) -> _Judgement | None:

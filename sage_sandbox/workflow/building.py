@@ -60,9 +60,9 @@ class Builder:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what the compiler thinks of a stranger's code is not news
             phases = [self._phase(phase, ("phases", index)) for index, phase in enumerate(raw_phases)]
-        edges, graph = check_graph(raw_phases, self._findings)
+        graph = check_graph(raw_phases, self._findings)
         parameters = self._parameters(head.parameters) if head else None
-        check_references(raw_phases, edges, parameters, self._findings)
+        check_references(raw_phases, parameters, self._findings)
         if not head or self._findings.errors:
             return None, graph
         whole = tuple(phase for phase in phases if phase)

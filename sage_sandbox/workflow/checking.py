@@ -20,8 +20,8 @@ _SHELLS: Final = frozenset({"sh", "bash", "dash", "zsh", "ksh", "python", "pytho
 _SCRIPT_OPTIONS: Final = frozenset({"-c", "-e", "-lc", "-ec"})
 
 
-def check_graph(phases: Sequence[Any], findings: Findings) -> tuple[Edges, dict[str, int]]:
-    """Check ids and dependencies of phases that may be wrong in other ways; returns what of the graph holds."""
+def check_graph(phases: Sequence[Any], findings: Findings) -> dict[str, int]:
+    """Check ids and dependencies of phases that may be wrong in other ways; returns the graph's measures."""
     first_with: dict[str, int] = {}
     for index, phase in enumerate(phases):
         name = phase.get("id") if isinstance(phase, dict) else None
@@ -39,7 +39,7 @@ def check_graph(phases: Sequence[Any], findings: Findings) -> tuple[Edges, dict[
     graph = measure(edges)
     if edges and not graph["depth"]:
         _add_cycles(edges, first_with, findings)
-    return edges, graph
+    return graph
 
 
 def _dependencies(
@@ -80,14 +80,15 @@ def operations_of(phase: Mapping[str, Any]) -> list[tuple[FieldPath, Any]]:
     return [(("operations",), given)]
 
 
-def check_references(
-    phases: Sequence[Any], edges: Edges, parameters: Mapping[str, Parameter] | None, findings: Findings
-) -> None:
+def check_references(phases: Sequence[Any], parameters: Mapping[str, Parameter] | None, findings: Findings) -> None:
     """Check that each ``${…}`` of params and argv can lead somewhere, as far as that shows before anything has run.
 
     Works on phases that may be wrong in other ways; ``parameters`` is None where they cannot be known.
     """
-    by_id = {phase["id"]: phase for phase in reversed(phases) if isinstance(phase, dict) and phase.get("id") in edges}
+    by_id: dict[str, Mapping[str, Any]] = {}
+    for phase in phases:
+        if isinstance(phase, dict) and isinstance(phase.get("id"), str):
+            by_id.setdefault(phase["id"], phase)
     checker = _ReferenceChecker(by_id, parameters, findings)
     for index, phase in enumerate(phases):
         if isinstance(phase, dict):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final, Literal
 
 from sage_sandbox.errors import DefinitionError, UsageError
 from sage_sandbox.workflow.definition import Parameter, Workflow
-from sage_sandbox.workflow.findings import Findings, did_you_mean, quote
+from sage_sandbox.workflow.findings import EnoughFound, Findings, did_you_mean, quote
 from sage_sandbox.workflow.parsing import find_odd_values, read_json
 
 ParameterType = Literal["string", "integer", "number", "boolean", "array", "object"]
@@ -87,7 +88,8 @@ def _parse_json(kind: ParameterType, text: str) -> Any:
         value = read_json(text, "", findings)
     except DefinitionError as error:
         raise ValueError(f"must be JSON: {error.problems[0].message}") from None
-    find_odd_values(value, (), findings)
+    with suppress(EnoughFound):
+        find_odd_values(value, (), findings)
     if findings.kept:
         raise ValueError(f"must be JSON: {findings.kept[0].message}")
     if trouble := default_trouble(kind, value):

@@ -6,11 +6,12 @@ import json
 import math
 import re
 import tomllib
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from sage_sandbox.policy import MiB
-from sage_sandbox.workflow.findings import Finding, Findings, refuse
+from sage_sandbox.workflow.findings import EnoughFound, Finding, Findings, refuse
 from sage_sandbox.workflow.positions import (
     DEPTH_MAX,
     FieldPath,
@@ -106,7 +107,8 @@ def read_json(text: str, source: str, findings: Findings) -> Any:
 
     data = _load_json(text, source, pairs_hook)
     if repeated or _SURROGATE_ESCAPE.search(text):
-        _find_sins(data, findings)
+        with suppress(EnoughFound):
+            _find_sins(data, findings)
     return data
 
 

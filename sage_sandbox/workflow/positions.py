@@ -80,16 +80,17 @@ class JsonLocator:
         self._skip = decoder.raw_decode
         self._scan_key: Callable[[str, int], tuple[str, int]] = decoder.parse_string  # type: ignore[attr-defined]  # missing in typeshed
         self._known: dict[int, dict[str | int, tuple[int, int]]] = {}
+        self._scans: dict[int, Iterator[tuple[str | int, tuple[int, int]]]] = {}
 
     def place(self, path: FieldPath, *, key: bool = False) -> Place:
-        """Of two equal keys the last is meant, since that is the one to complain about."""
+        """Of two equal keys the first is meant."""
         key_at = value_at = self._after_space(0)
         for step in path:
-            children = self._children(value_at)
-            if step not in children:
+            child = self._child(value_at, step)
+            if child is None:
                 key_at = value_at
                 break
-            key_at, value_at = children[step]
+            key_at, value_at = child
         return place_at(self._text, key_at if key else value_at)
 
     def code_place(self, path: FieldPath, line: int, column: int) -> Place | None:
@@ -105,27 +106,35 @@ class JsonLocator:
         assert match  # the pattern matches the empty text
         return match.end()
 
-    def _children(self, offset: int) -> dict[str | int, tuple[int, int]]:
-        if offset not in self._known:
-            opening = self._text[offset : offset + 1]
-            self._known[offset] = self._scan(offset, opening == "{") if opening in ("{", "[") else {}
-        return self._known[offset]
+    def _child(self, offset: int, step: str | int) -> tuple[int, int] | None:
+        """Key and value offset of one member; scans no further than it has to, and nothing twice."""
+        known = self._known.setdefault(offset, {})
+        scan = self._scans.setdefault(offset, self._scan(offset))
+        while step not in known:
+            found = next(scan, None)
+            if found is None:
+                return None
+            known.setdefault(*found)
+        return known[step]
 
-    def _scan(self, offset: int, is_object: bool) -> dict[str | int, tuple[int, int]]:
-        """Key and value offsets of each member of the object or array that opens at ``offset``."""
-        found: dict[str | int, tuple[int, int]] = {}
+    def _scan(self, offset: int) -> Iterator[tuple[str | int, tuple[int, int]]]:
+        """The members of the object or array that opens at ``offset``; nothing if it is neither."""
+        opening = self._text[offset : offset + 1]
+        if opening not in ("{", "["):
+            return
         at = self._after_space(offset + 1)
+        count = 0
         while self._text[at] not in "}]":
-            step: str | int = len(found)
+            step: str | int = count
             key_at = at
-            if is_object:
+            if opening == "{":
                 step, at = self._scan_key(self._text, at + 1)
                 at = self._after_space(self._after_space(at) + 1)
-            found[step] = (key_at, at)
+            yield step, (key_at, at)
             at = self._after_space(self._skip(self._text, at)[1])
             if self._text[at] == ",":
                 at = self._after_space(at + 1)
-        return found
+            count += 1
 
 
 class TomlLocator:

@@ -6,11 +6,12 @@ libyaml composes the nodes; what they mean is decided here. PyYAML's own constru
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Any, Final
 
 import yaml
 
-from sage_sandbox.workflow.findings import Finding, Findings, quote, refuse
+from sage_sandbox.workflow.findings import EnoughFound, Finding, Findings, quote, refuse
 from sage_sandbox.workflow.positions import DEPTH_MAX, FieldPath, Place, place_at
 
 NODES_MAX: Final = 200_000
@@ -69,7 +70,10 @@ def read_yaml(text: str, source: str, findings: Findings) -> tuple[Any, YamlLoca
     root = _compose(text, source)
     if root is None:
         return None, YamlLocator(None, text)
-    return _Builder(findings).build(root, ()), YamlLocator(root, text)
+    data = None
+    with suppress(EnoughFound):
+        data = _Builder(findings).build(root, ())
+    return data, YamlLocator(root, text)
 
 
 def _compose(text: str, source: str) -> yaml.Node | None:
@@ -145,7 +149,7 @@ class _Builder:
             key = key_node.value
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != _STR:
                 self._complain(key_node, path, "a key must be text: put it in quotes")
-            elif key == "<<" and key_node.style is None:
+            elif key == "<<" and not key_node.style:
                 self._complain(key_node, path, "merge keys (<<) are not allowed: write the fields out")
             elif key in made:
                 self._complain(key_node, (*path, key), "the key is there twice")

@@ -85,12 +85,12 @@ def name_of(value: Any) -> str:
 def _unknown_field(loc: tuple[str | int, ...], checked: type[BaseModel]) -> str:
     key = str(loc[-1])
     known = _fields_at(checked, loc[:-1])
-    if close := did_you_mean(key, known):
-        return f"unknown field{close}"
     if len(loc) == 1:
         for owner, fields in _FIELDS_OF.items():
             if key in fields:
                 return f"unknown field here: it belongs to {owner}"
+    if close := did_you_mean(key, known):
+        return f"unknown field{close}"
     return f"unknown field, known here: {', '.join(known)}"
 
 

@@ -111,7 +111,7 @@ class Ascent:
         sc.drop_bounding_set()
         sc.prctl(sc.PR_CAP_AMBIENT, sc.PR_CAP_AMBIENT_CLEAR_ALL)
         sc.prctl(sc.PR_SET_SECUREBITS, sc.SECURE_ALL)
-        sc.drop_capabilities()
+        sc.set_capabilities(0, 0, 0)
         sc.set_dumpable(False)
         sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
 

@@ -39,16 +39,9 @@ _IFF_UP = 1
 # In the zygote, before it serves.
 
 
-def enter_zygote(privileged: bool, uid: int, gid: int) -> None:
-    """Leave the host's namespaces: an ordinary user through a user namespace in which only that user exists."""
-    kinds = sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWNET | sc.CLONE_NEWIPC | sc.CLONE_NEWUTS
-    if privileged:
-        sc.unshare(kinds)
-    else:
-        sc.unshare(kinds | sc.CLONE_NEWUSER)
-        proc = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
-        write_maps(proc, "self", uid, gid)
-        os.close(proc)
+def enter_zygote() -> None:
+    """Leave the host's namespaces. The pid namespace begins with the next child."""
+    sc.unshare(sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWNET | sc.CLONE_NEWIPC | sc.CLONE_NEWUTS)
     sc.sethostname("sandbox")
 
 

@@ -62,6 +62,7 @@ PR_SET_SECUREBITS = 28
 PR_SET_NO_NEW_PRIVS = 38
 PR_GET_NO_NEW_PRIVS = 39
 PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_RAISE = 2
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 SECCOMP_MODE_FILTER = 2
 # NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE, each with its lock; KEEP_CAPS locked at off (capabilities(7)).
@@ -182,10 +183,21 @@ def capabilities() -> tuple[int, int, int]:
     return (words[0] | words[3] << 32, words[1] | words[4] << 32, words[2] | words[5] << 32)
 
 
-def drop_capabilities() -> None:
-    """capset(2) with nothing effective, permitted or inheritable (_LINUX_CAPABILITY_VERSION_3)."""
+def set_capabilities(effective: int, permitted: int, inheritable: int) -> None:
+    """capset(2) of this process, bit sets (_LINUX_CAPABILITY_VERSION_3)."""
     header = struct.pack("=Ii", 0x20080522, 0)
-    _checked(_syscall(_long(_OLD["capset"]), header, bytes(24)), "capset")
+    sets = (effective, permitted, inheritable)
+    data = struct.pack("=6I", *(word & 0xFFFF_FFFF for word in sets), *(word >> 32 for word in sets))
+    _checked(_syscall(_long(_OLD["capset"]), header, data), "capset")
+
+
+def keep_capabilities_over_exec() -> None:
+    """Make every permitted capability ambient (capabilities(7), Linux 4.3): execve(2) takes them from any but uid 0."""
+    permitted = capabilities()[1]
+    set_capabilities(permitted, permitted, permitted)
+    for number in range(permitted.bit_length()):
+        if permitted >> number & 1:
+            prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number)
 
 
 def landlock_abi() -> int:

@@ -36,7 +36,7 @@ def main(control_fd: int) -> None:
     try:
         foundation = wire.unpack_request(wire.receive(control))
         assert isinstance(foundation, wire.Foundation)
-        namespaces.enter_zygote(foundation.privileged, foundation.uid, foundation.gid)
+        namespaces.enter_zygote()
         if inner := os.fork():
             # We are the way into the pid namespace, nothing more: stay until it ends, so that it can be reaped.
             control.close()

@@ -1,0 +1,134 @@
+"""``sage-sandbox exec``: one command in the sandbox, its streams passed on."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sage_sandbox.cli import options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sage_sandbox.outcome import Outcome
+    from sage_sandbox.sandbox.job import Job
+
+EXIT_BY_REASON = {"timeout": 124, "limit": 137, "cancelled": 130, "denied": 1, "error": 1, "worker lost": 1}
+
+
+@click.command("exec", context_settings={"ignore_unknown_options": False})
+@options.allow()
+@options.limit()
+@options.timeout("the command")
+@options.require()
+@options.param()
+@click.option("--like", metavar="TEMPLATE:PHASE/OPERATION", help="Under the exact policy of this operation.")
+@click.option("--tty", is_flag=True, help="Give the command a terminal of its own, and pass it through unescaped.")
+@click.option("--report", type=click.Path(dir_okay=False), help="Write the outcome to this file, as JSON.")
+@click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="-- CMD...")
+def command(argv: tuple[str, ...], *, like: str | None, tty: bool, report: str | None, **settings: Any) -> int:
+    """Run one command in the sandbox.
+
+    It may touch exactly what --allow names. stdin, stdout and stderr are passed on: as they are to files and pipes,
+    escaped to a terminal unless --tty. The exit code is the command's; 128+n if signal n ended it, 124 on a timeout,
+    137 on a limit, 14 if the sandbox cannot be had.
+
+    With --like and no command, the operation itself is run.
+    """
+    from sage_sandbox.errors import UsageError
+
+    if not argv and like is None:
+        raise UsageError("no command was given", "sage-sandbox exec -- CMD...")
+    job = _job(argv, like, settings)
+    outcome = _run(job, tty=tty, relayed=bool(argv) or job.type == "command")
+    if report is not None:
+        _write_report(report, outcome)
+    return _settle(outcome)
+
+
+def _job(argv: Sequence[str], like: str | None, settings: dict[str, Any]) -> Job:
+    from dataclasses import replace
+    from pathlib import Path
+
+    from sage_sandbox.grants.asking import terminal_asker
+    from sage_sandbox.single import command_job, like_job
+
+    project = Path(os.path.realpath("."))
+    common = (settings["grants"], settings["limits"], settings["timeout_s"], project)
+    if like is None:
+        job = command_job(argv, *common)
+    else:
+        job = like_job(like, argv, *common, settings["params"], terminal_asker())
+    return replace(job, require_cgroup="memory=cgroup" in settings["requirements"])
+
+
+def _run(job: Job, *, tty: bool, relayed: bool) -> Outcome:
+    from sage_sandbox.cli.terminal import own_terminal
+    from sage_sandbox.sandbox.supervisor import Supervisor
+    from sage_sandbox.sandbox.watch import Relay
+    from sage_sandbox.signals import cancel_on_signals
+
+    supervisor = Supervisor(job.project)
+    try:
+        with cancel_on_signals(interrupt=not tty) as cancel_fd:
+            if tty:
+                with own_terminal() as (terminal, controller):
+                    relay = Relay(0, lambda _number, data: _write(1, data), terminal, controller)
+                    return supervisor.run(job, cancel_fd=cancel_fd, relay=relay)
+            return supervisor.run(job, cancel_fd=cancel_fd, relay=Relay(0, _writer(), -1, -1) if relayed else None)
+    finally:
+        supervisor.close()
+
+
+def _writer() -> Callable[[int, bytes], None]:
+    """Raw to files and pipes; to a terminal, only what no terminal acts on."""
+    from codecs import getincrementaldecoder
+
+    from sage_sandbox.escaping import escape_lines
+
+    decoders = {fd: getincrementaldecoder("utf-8")("backslashreplace") for fd in (1, 2) if os.isatty(fd)}
+
+    def out(number: int, data: bytes) -> None:
+        if number in decoders:
+            data = escape_lines(decoders[number].decode(data)).encode()
+        _write(number, data)
+
+    return out
+
+
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _write_report(path: str, outcome: Outcome) -> None:
+    from sage_sandbox.document import outcome_document
+    from sage_sandbox.errors import UsageError
+
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(outcome_document(outcome), file, indent=2)
+            file.write("\n")
+    except OSError as error:
+        raise UsageError(f"--report {path}: {error.strerror}") from error
+
+
+def _settle(outcome: Outcome) -> int:
+    """Say what the exit code cannot, and return it."""
+    from sage_sandbox.escaping import escape_lines
+
+    if outcome.ok and outcome.exit_code is None:
+        click.echo(outcome.result.decode())
+    if not outcome.ok and (outcome.exit_code is None or outcome.exit_code in (126, 127)):
+        click.echo(f"✗ {escape_lines(outcome.error)}", err=True)
+    if outcome.hint:
+        click.echo(f"hint: {escape_lines(outcome.hint)}", err=True)
+    sys.stdout.flush()
+    if outcome.exit_code is not None:
+        return outcome.exit_code
+    return EXIT_BY_REASON[outcome.reason] if outcome.reason else 0

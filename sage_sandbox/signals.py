@@ -1,0 +1,22 @@
+"""Signals of this process as a descriptor that a supervisor can watch."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def cancel_on_signals(*, interrupt: bool = True) -> Iterator[int]:
+    """A descriptor that becomes readable on SIGTERM or SIGHUP, and on SIGINT where ``interrupt``; undone at the end."""
+    fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    numbers = [signal.SIGTERM, signal.SIGHUP, *([signal.SIGINT] if interrupt else [])]
+    before = {number: signal.signal(number, lambda *_: os.eventfd_write(fd, 1)) for number in numbers}
+    try:
+        yield fd
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(fd)

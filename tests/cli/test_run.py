@@ -1,0 +1,405 @@
+"""`run`: what it takes, what it prints where, and how it ends. Sandboxes are faked; the last tests use real ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import termios
+import threading
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+from commands import cli_argv, run_cli
+
+from sage_sandbox import api
+from sage_sandbox.cli import results
+from sage_sandbox.cli.main import main
+from sage_sandbox.dispatch.dispatcher import Dispatcher, inline_pool
+from sage_sandbox.errors import ExitCode, UsageError
+from sage_sandbox.outcome import Outcome, rejected
+from sage_sandbox.sandbox.job import Job
+from sage_sandbox.workflow.definition import Keep
+
+
+class Scripted:
+    """A supervisor that confines nothing and runs nothing: the code of an operation says how it ends."""
+
+    def __init__(self, project: str, slot: int, jobs: list[Job]) -> None:
+        self.jobs = jobs
+
+    def prepare(self) -> None:
+        pass
+
+    def run(self, job: Job, *, cancel_fd: int = -1) -> Outcome:
+        self.jobs.append(job)
+        if "fail" in job.code:
+            return rejected("error", "it was told to", "tell it something else")
+        return Outcome("fulfilled", result=job.params, level="full")
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def jobs(monkeypatch):
+    """The jobs that operations would have been confined for."""
+    seen: list[Job] = []
+
+    def warm(project, *, parallel=4, slots=1):
+        make = partial(Scripted, jobs=seen)
+        dispatcher = Dispatcher(project, parallel=parallel, make_pool=inline_pool, make_supervisor=make)
+        dispatcher.grow(slots)
+        return dispatcher
+
+    monkeypatch.setattr(api, "warm", warm)
+    return seen
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def template(project):
+    """Write a template whose phases are given as YAML."""
+
+    def write(phases: str, head: str = "", name: str = "Try It") -> str:
+        path = project / "t.yaml"
+        path.write_text(f"name: {name}\n{dedent(head)}\nphases:\n{dedent(phases)}", encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+ONE = """
+- id: only
+  name: Only
+  operations: {type: python, code: "def run(): pass", params: {answer: 42}}
+"""
+THREE = """
+- id: all
+  name: All
+  operations:
+    - {id: a, type: python, code: "def run(): pass"}
+    - {id: b, type: python, code: "def run(): fail"}
+    - {id: c, type: python, code: "def run(): fail"}
+"""
+
+
+def test_results_go_to_stdout_and_progress_to_stderr(jobs, template, capsys):
+    assert main(["run", template(ONE)]) == ExitCode.DONE
+
+    out, err = capsys.readouterr()
+    assert '✓ only: completed\n    op-1: {"answer": 42}\n' == out
+    assert "▸ Try It (1 phase, 1 operation)" == err.splitlines()[0]
+    assert err.splitlines()[-1].startswith("✓ Workflow complete (")
+
+
+def test_json_is_exactly_one_document_on_stdout(jobs, template, capsys):
+    assert main(["run", template(ONE), "mine", "--json"]) == ExitCode.DONE
+
+    document = json.loads(capsys.readouterr().out)
+    assert (True, "mine", "completed") == (document["success"], document["feature"], document["status"])
+    (operation,) = document["results"]["phases"][0]["operations"]
+    assert ("op-1", "fulfilled", {"answer": 42}, None) == tuple(
+        operation[field] for field in ("id", "status", "result", "error")
+    )
+    assert {"durationMs", "maxRssBytes", "cpuMs", "sandboxLevel", "attempts"} <= operation.keys()
+
+
+def test_a_failed_single_operation_exits_1_and_says_why(jobs, template, capsys):
+    failing = ONE.replace("pass", "fail")
+
+    assert main(["run", template(failing)]) == ExitCode.FAILED
+
+    out, err = capsys.readouterr()
+    assert "op-1: error: it was told to (hint: tell it something else)" in out
+    assert "✗ only/op-1 it was told to" in err
+
+
+def test_a_phase_below_its_threshold_pauses_with_exit_3(jobs, template, capsys):
+    assert main(["run", template(THREE), "--json"]) == ExitCode.PAUSED
+
+    document = json.loads(capsys.readouterr().out)
+    assert ("paused", 3) == (document["status"], document["exitCode"])
+    assert 2 == len([error for error in document["errors"] if error["operation"]])
+
+
+@pytest.mark.parametrize("feature", ["../up", "Up", "a/b", "-a", "a" * 65, "ü"])
+def test_a_feature_that_is_no_name_is_refused_before_any_path_is_built(jobs, template, project, capsys, feature):
+    assert main(["run", template(ONE), "--", feature]) == ExitCode.USAGE
+
+    assert "feature name" in capsys.readouterr().err
+    assert [project / "t.yaml"] == list(project.iterdir())
+    assert [] == jobs
+
+
+@pytest.mark.parametrize(
+    ("name", "feature"),
+    [
+        ("Try It", "try-it"),
+        ("Größe & Maß", "groe-ma"),
+        ("日本", "workflow"),
+        ("-x-", "x"),
+        ("a" * 63 + " bc", "a" * 63),
+    ],
+)
+def test_the_feature_defaults_to_a_slug_of_the_name(name, feature):
+    api.check_feature(feature)
+
+    assert feature == api.slug(name)
+
+
+def test_parameters_reach_the_operation_with_their_types(jobs, template):
+    phases = ONE.replace("{answer: 42}", '{top: "${params.top}"}')
+    head = "parameters: {top: {type: integer, default: 10}}"
+
+    assert main(["run", template(phases, head), "--param", "top=20"]) == ExitCode.DONE
+
+    assert {"top": 20} == json.loads(jobs[0].params)
+
+
+@pytest.mark.parametrize("param", ["top", "=1", ""])
+def test_a_parameter_without_a_value_is_a_usage_error(jobs, template, capsys, param):
+    assert main(["run", template(ONE), "--param", param]) == ExitCode.USAGE
+
+    assert "NAME=VALUE" in capsys.readouterr().err
+
+
+def test_what_nobody_granted_is_refused_with_a_list_of_what_to_add(jobs, template, project, capsys):
+    (project / "src").mkdir()
+    asking = ONE.replace("params:", "policy: {read: [src]}, params:")
+
+    assert main(["run", template(asking), "--json"]) == ExitCode.NOT_GRANTED
+
+    out, err = capsys.readouterr()
+    assert "--allow read:src" in err
+    assert 15 == json.loads(out)["exitCode"]
+    assert [] == jobs
+
+
+def test_a_grant_reaches_the_operation_as_a_real_path(jobs, template, project):
+    (project / "src").mkdir()
+    asking = ONE.replace("params:", "policy: {read: [src]}, params:")
+
+    assert main(["run", template(asking), "--allow", "read:src"]) == ExitCode.DONE
+
+    assert (os.path.realpath(project / "src"),) == jobs[0].policy.read
+
+
+@pytest.mark.parametrize("grant", ["net:example.org:443", "tool:server/*"])
+def test_grants_of_kinds_that_are_not_there_yet_are_refused(jobs, template, capsys, grant):
+    assert main(["run", template(ONE), "--allow", grant]) == ExitCode.USAGE
+
+    assert "available" in capsys.readouterr().err
+    assert [] == jobs
+
+
+def test_a_limit_reaches_the_operation(jobs, template):
+    assert main(["run", template(ONE), "--limit", "memory=1M", "--limit", "cpu=2s"]) == ExitCode.DONE
+
+    assert (1 << 20, 2.0) == (jobs[0].limits.memory, jobs[0].limits.cpu_s)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--allow", "fly:high"),
+        ("--limit", "wings=2"),
+        ("--timeout", "soon"),
+        ("--parallel", "0"),
+        ("--require", "luck"),
+    ],
+)
+def test_an_option_that_cannot_be_meant_is_a_usage_error(jobs, template, capsys, option):
+    assert main(["run", template(ONE), *option]) == ExitCode.USAGE
+
+    assert capsys.readouterr().err.startswith("✗ ")
+    assert [] == jobs
+
+
+def test_a_required_cgroup_reaches_the_operation(jobs, template):
+    assert main(["run", template(ONE), "--require", "memory=cgroup"]) == ExitCode.DONE
+
+    assert jobs[0].require_cgroup
+
+
+def test_an_invalid_template_shows_every_problem_and_runs_nothing(jobs, template, capsys):
+    assert main(["run", template("- {id: A, name: '', operations: []}"), "--json"]) == ExitCode.USAGE
+
+    out, err = capsys.readouterr()
+    assert len(json.loads(out)["errors"]) >= 3
+    assert err.count("t.yaml:") >= 3
+    assert [] == jobs
+
+
+def test_a_missing_template_is_a_usage_error(jobs, project, capsys):
+    assert main(["run", "nowhere.yaml"]) == ExitCode.USAGE
+
+    assert "nowhere.yaml" in capsys.readouterr().err
+
+
+def test_a_template_is_found_by_name_in_the_project(jobs, template, project):
+    folder = project / ".sage" / "templates"
+    folder.mkdir(parents=True)
+    Path(template(ONE)).rename(folder / "weekly.yaml")
+
+    assert main(["run", "weekly"]) == ExitCode.DONE
+
+
+@pytest.mark.parametrize("place", [".sage", ".sage/artifacts", ".sage/artifacts/try-it"])
+def test_artifacts_never_follow_a_link_that_the_project_brought(jobs, template, project, tmp_path, place):
+    (tmp_path / "elsewhere").mkdir()
+    (project / place).parent.mkdir(parents=True, exist_ok=True)
+    (project / place).symlink_to(tmp_path / "elsewhere")
+
+    assert main(["run", template(ONE)]) == ExitCode.USAGE
+
+    assert [] == jobs
+
+
+def test_foreign_text_reaches_the_terminal_escaped(jobs, template, capsys):
+    evil = ONE.replace("{answer: 42}", r'{"\x1b[2J\u202e": "\x07"}')
+
+    assert main(["run", template(evil)]) == ExitCode.DONE
+
+    out, err = capsys.readouterr()
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f\u202e]", out + err)
+
+
+@pytest.mark.parametrize(
+    ("value", "keep", "shown"),
+    [
+        ({"a": 1, "b": 2}, Keep(fields=("b", "z")), '{"b": 2}'),
+        (list(range(100)), Keep(max_items=2), '[0, 1, "… 98 more"]'),
+        ("x" * 300, None, '"' + "x" * 200 + '…"'),
+        (None, None, "null"),
+    ],
+)
+def test_the_kept_part_keeps_shape_and_counts(value, keep, shown):
+    assert shown == results.kept(value, keep)
+
+
+@pytest.mark.parametrize("value", [list(range(10_000)), {str(n): "é" * 300 for n in range(500)}, "😀" * 9000])
+def test_the_kept_part_is_never_larger_than_asked(value):
+    assert len(results.kept(value).encode()) <= results.KEPT_BYTES
+    assert len(results.kept(value, Keep(max_bytes=100)).encode()) <= 100
+
+
+def test_the_library_runs_a_template_and_returns_its_result(jobs, template):
+    import sage_sandbox as sage
+
+    result = sage.run(template(ONE, "parameters: {top: {type: array}}"), params={"top": [1]}, limits=["memory=1M"])
+
+    assert {"answer": 42} == result.outcome("only", "op-1").value()
+    assert (True, "try-it") == (result.ok, result.feature)
+
+
+def test_the_library_refuses_what_it_cannot_mean(jobs, template):
+    with pytest.raises(UsageError, match="required"):
+        api.run(template(ONE), require=["luck"])
+    with pytest.raises(UsageError, match="timeout"):
+        api.run(template(ONE), timeout="soon")
+
+
+# --- real sandboxes
+
+
+def test_a_run_in_real_sandboxes_returns_what_the_code_returned(template, project):
+    adding = ONE.replace("def run(): pass", "def run(params): return params['answer'] + 1")
+
+    done = run_cli("run", template(adding), "--json", cwd=project)
+
+    assert 0 == done.returncode, done.stderr
+    (operation,) = json.loads(done.stdout)["results"]["phases"][0]["operations"]
+    assert (43, "full") == (operation["result"], operation["sandboxLevel"])
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y", 0), ("n", 15), ("", 15)])
+def test_on_a_terminal_the_user_is_asked_for_what_is_missing(template, project, answer, code):
+    (project / "src").mkdir()
+    asking = ONE.replace("params:", "policy: {read: [src]}, params:")
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        cli_argv("run", template(asking)), cwd=project, stdin=theirs, stderr=theirs, stdout=subprocess.PIPE
+    )
+    watchdog = threading.Timer(60, process.kill)
+    watchdog.start()
+    modes = termios.tcgetattr(theirs)
+    modes[3] &= ~termios.ECHO  # or our own answer would look like a reaction
+    termios.tcsetattr(theirs, termios.TCSANOW, modes)
+    os.close(theirs)
+    question = b""
+    while not question.endswith(b"[n] "):
+        question += os.read(ours, 1024)
+
+    # What is typed before the process waits for it is thrown away, so it is typed until there is a reaction.
+    while not select.select([ours], [], [], 0.2)[0]:
+        os.write(ours, f"{answer}\n".encode())
+    with suppress(OSError):  # EIO: nobody has the other end any more
+        while os.read(ours, 1024):
+            pass
+    process.communicate()
+    watchdog.cancel()
+    os.close(ours)
+
+    assert b"read:src" in question
+    assert code == process.returncode
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_within_two_seconds_and_leaves_no_process(template, project, number):
+    sleeping = ONE.replace("def run(): pass", "import time\\ndef run(): time.sleep(600)")
+    argv = cli_argv("run", template(sleeping), "--json")
+    process = subprocess.Popen(
+        argv, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    watchdog = threading.Timer(60, process.kill)
+    watchdog.start()
+    assert process.stderr is not None
+    assert "1 operation" in process.stderr.readline()
+
+    began = time.monotonic()
+    process.send_signal(number)
+    out, err = process.communicate()
+    watchdog.cancel()
+
+    assert time.monotonic() - began < 2
+    assert (130, "cancelled") == (process.returncode, json.loads(out)["status"]), err
+    assert [] == _left_in_session(process.pid)
+
+
+def _left_in_session(session, patience_s=2.0):
+    """What still runs; loky's trackers end when they notice that we are gone."""
+    deadline = time.monotonic() + patience_s
+    while (left := _in_session(session)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return left
+
+
+def _in_session(session):
+    """The processes of a session, those aside that have ended and wait for their parent (init) to notice."""
+    stats = [_read(path) for path in Path("/proc").glob("[0-9]*/stat")]
+    fields = [(stat, stat.rpartition(")")[2].split()) for stat in stats if stat]
+    return [stat for stat, after in fields if after[0] != "Z" and after[3] == str(session)]
+
+
+def _read(path):
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

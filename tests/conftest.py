@@ -1,0 +1,64 @@
+"""What all tests share: nothing of the user's, and a header that says which kernel they ran on."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+settings.register_profile("sage", deadline=None, database=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("sage")
+
+_LANDLOCK_CREATE_RULESET = 444
+_LANDLOCK_CREATE_RULESET_VERSION = 1
+
+
+def pytest_report_header() -> list[str]:
+    """The kernel features of this machine, for reading skips."""
+    tools = {tool: shutil.which(tool) or "-" for tool in ("git", "bwrap", "setpriv", "node")}
+    namespaces = _read("/proc/sys/user/max_user_namespaces")
+    restricted = _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
+    return [
+        f"kernel: {platform.release()} {platform.machine()}, uid {os.geteuid()}, {os.cpu_count()} cores",
+        f"sandbox: landlock ABI {_landlock_abi()}, cgroup {_cgroup_version()}",
+        f"user namespaces: at most {namespaces}, restricted by AppArmor: {restricted}",
+        "tools: " + ", ".join(f"{tool} {path}" for tool, path in tools.items()),
+    ]
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home folder of the test's own: what a user has configured or granted is neither read nor written."""
+    home = tmp_path_factory.mktemp("home")
+    for name in [name for name in os.environ if name.startswith(("SAGE_", "XDG_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(home))
+    yield home
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def _landlock_abi() -> str:
+    abi = ctypes.CDLL(None, use_errno=True).syscall(_LANDLOCK_CREATE_RULESET, None, 0, _LANDLOCK_CREATE_RULESET_VERSION)
+    return str(abi) if abi > 0 else f"- ({os.strerror(ctypes.get_errno())})"
+
+
+def _cgroup_version() -> str:
+    if Path("/sys/fs/cgroup/cgroup.controllers").exists():
+        return "v2"
+    return "v1" if Path("/sys/fs/cgroup/memory").exists() else "-"
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="ascii").strip()
+    except OSError:
+        return "-"

@@ -1,0 +1,362 @@
+"""Measuring a tree of processes from outside: real processes, and a made-up /proc for what cannot be brought about."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from sage_sandbox.sandbox import sampling
+from sage_sandbox.sandbox.sampling import Sampler, tree
+
+MiB = 1 << 20
+GiB = 1 << 30
+TICK = os.sysconf("SC_CLK_TCK")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.fixture
+def start():
+    """Start a process that acts, tells us, and stays until it is killed."""
+    pids = []
+
+    def begin(act):
+        ready, done = os.pipe()
+        pid = os.fork()
+        if not pid:
+            try:
+                os.close(ready)
+                held = act()
+                os.write(done, b"x")
+                signal.pause()
+                del held
+            finally:
+                os._exit(99)
+        os.close(done)
+        pids.append(pid)
+        assert os.read(ready, 1)
+        os.close(ready)
+        return pid
+
+    yield begin
+    for pid in pids:
+        for member in reversed(tree(pid)):
+            os.kill(member, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def fork(act=lambda: None, *, stay=True):
+    """A child that acts and stays or exits; its pid, once it has acted."""
+    ready, done = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            os.close(ready)
+            held = act()
+            os.write(done, b"x")
+            if stay:
+                signal.pause()
+            del held
+        finally:
+            os._exit(0)
+    os.close(done)
+    os.read(ready, 1)
+    os.close(ready)
+    return pid
+
+
+def spin(seconds):
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
+
+
+def sampler(pid, *, limit=GiB, cpu_limit_s=60.0, work_fd=-1, cores=2, **more):
+    return Sampler(pid, work_fd, limit, cpu_limit_s, cores, **more)
+
+
+def filled(size):
+    return bytearray(b"x") * size
+
+
+def shared(size):
+    area = mmap.mmap(-1, size)
+    area.write(filled(size))
+    return area
+
+
+# Real processes.
+
+
+def test_children_and_grandchildren_are_in_the_tree(start):
+    pid = start(lambda: (fork(fork), fork()))
+
+    assert len(tree(pid)) == 4
+    assert sampler(pid).tick().processes == 4
+
+
+def test_a_tree_is_the_same_without_children_files(start):
+    pid = start(lambda: (fork(fork), fork()))
+
+    assert sorted(tree(pid)) == sorted(sampling._tree_by_parents(pid, "/proc"))
+
+
+def test_children_of_threads_are_in_the_tree(start):
+    def fork_in_thread():
+        from threading import Thread
+
+        thread = Thread(target=lambda: (fork(), signal.pause()), daemon=True)
+        thread.start()
+        while len(tree(os.getpid())) < 2:
+            pass
+
+    assert len(tree(start(fork_in_thread))) == 2
+
+
+def test_a_process_that_is_gone_reads_as_nothing():
+    pid = fork(stay=False)
+    os.waitpid(pid, 0)
+    reading = sampler(pid).tick()
+
+    assert (0, 0, 0.0, False, False) == (
+        reading.processes,
+        reading.rss,
+        reading.cpu_s,
+        reading.over_memory,
+        reading.over_cpu,
+    )
+
+
+def test_resident_memory_of_all_processes_adds_up(start):
+    pid = start(lambda: [fork(lambda: filled(16 * MiB)) for _ in range(3)])
+    reading = sampler(pid).tick()
+
+    assert 48 * MiB <= reading.rss < GiB
+    assert reading.pss is None
+    assert not reading.over_memory
+    assert reading.memory == reading.rss
+
+
+def test_ten_processes_over_the_limit_together_are_found(start):
+    pid = start(lambda: [fork(lambda: filled(8 * MiB)) for _ in range(10)])
+    reading = sampler(pid, limit=64 * MiB).tick()
+
+    assert reading.over_memory
+    assert reading.pss is not None
+    assert 80 * MiB <= reading.memory
+
+
+def test_pages_shared_over_a_fork_count_once(start):
+    def share():
+        held = filled(32 * MiB)
+        for _ in range(4):
+            fork()
+        return held
+
+    reading = sampler(start(share), limit=100 * MiB).tick()
+
+    assert reading.rss > 160 * MiB
+    assert 32 * MiB <= reading.memory < 100 * MiB
+    assert not reading.over_memory
+
+
+def test_shared_memory_counts(start):
+    pid = start(lambda: shared(64 * MiB))
+
+    assert sampler(pid, limit=48 * MiB).tick().over_memory
+
+
+def test_a_mapped_file_does_not_count(start, tmp_path):
+    def map_file():
+        with file.open("rb") as opened:
+            area = mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ)
+        return area, sum(area[:: mmap.PAGESIZE])
+
+    file = tmp_path / "file"
+    file.write_bytes(bytes(64 * MiB))
+    reading = sampler(start(map_file), limit=48 * MiB).tick()
+
+    assert reading.rss > 64 * MiB
+    assert not reading.over_memory
+
+
+def test_files_in_the_work_folder_count(start):
+    folder = Path("/dev/shm")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        pytest.skip("no tmpfs at /dev/shm")
+    pid, work = start(lambda: None), os.open(folder, os.O_RDONLY)
+    before = sampler(pid, work_fd=work).tick()
+    file = folder / f"sage-test-{os.getpid()}"
+    file.write_bytes(bytes(32 * MiB))
+    after = sampler(pid, work_fd=work, limit=before.work + 32 * MiB).tick()
+    file.unlink()
+    os.close(work)
+
+    assert after.work - before.work >= 32 * MiB
+    assert after.over_memory
+
+
+def test_an_undumpable_process_is_measured_without_its_share(start, monkeypatch):
+    """As an ordinary user sees a Python operation; root may read everything, so the refusal is played."""
+
+    def refuse(path):
+        if path.endswith("smaps_rollup"):
+            raise PermissionError(13, "not yours", path)
+        return really_read(path)
+
+    really_read = sampling._read_or_raise
+    monkeypatch.setattr(sampling, "_read_or_raise", refuse)
+    pid = start(lambda: (filled(32 * MiB), shared(32 * MiB)))
+
+    assert sampler(pid, limit=60 * MiB).tick().over_memory
+    assert not sampler(pid, limit=256 * MiB).tick().over_memory
+    assert 64 * MiB <= sampling._share(pid, "/proc") < 128 * MiB
+
+
+def test_processor_time_of_the_living_and_of_the_reaped_counts(start):
+    def work():
+        spin(0.1)
+        os.waitpid(fork(lambda: spin(0.1), stay=False), 0)
+        fork(lambda: spin(0.1))
+
+    reading = sampler(start(work), cpu_limit_s=0.25).tick()
+
+    assert 0.27 <= reading.cpu_s < 5
+    assert reading.over_cpu
+
+
+def test_processor_time_does_not_fall_when_children_are_reaped_unseen(start):
+    """With SIGCHLD ignored nobody's cutime grows (wait(2)); what was seen of a process stays counted."""
+
+    def ignore_children():
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        fork(lambda: spin(0.1))
+
+    pid = start(ignore_children)
+    watch = sampler(pid)
+    before = watch.tick()
+    child = tree(pid)[1]
+    os.kill(child, signal.SIGKILL)
+    while len(tree(pid)) > 1:
+        pass
+    after = watch.tick()
+
+    assert before.cpu_s >= 0.09
+    assert (1, 2) == (after.processes, before.processes)
+    assert after.cpu_s >= before.cpu_s
+
+
+def test_a_tick_of_five_processes_is_cheap(start):
+    watch = sampler(start(lambda: [fork() for _ in range(4)]))
+    costs = []
+    for _ in range(100):
+        began = time.perf_counter()
+        watch.tick()
+        costs.append(time.perf_counter() - began)
+
+    assert sorted(costs)[10] < 0.001  # 0.15 ms here; generous to a loaded machine
+
+
+# A made-up /proc.
+
+
+def put(proc, pid, *, parent=1, pages=0, times=(0, 0, 0, 0), started=1, children=None, rollup=None, status=""):
+    """One process in a made-up /proc; times in clock ticks: utime, stime, cutime, cstime."""
+    folder = proc / str(pid)
+    (folder / "task" / str(pid)).mkdir(parents=True, exist_ok=True)
+    fields = ["S", str(parent), *["0"] * 9, *map(str, times), *["0"] * 4, str(started), "0"]
+    (folder / "stat").write_text(f"{pid} (a) (b) " + " ".join(fields))
+    (folder / "statm").write_text(f"9999 {pages} 0 0 0 0 0")
+    (folder / "status").write_text(status)
+    if children is not None:
+        (folder / "task" / str(pid) / "children").write_text(children)
+    if rollup is not None:
+        (folder / "smaps_rollup").write_text(rollup)
+
+
+def test_without_children_files_parents_are_followed(tmp_path):
+    for pid, parent in ((10, 1), (11, 10), (12, 11), (13, 1)):
+        put(tmp_path, pid, parent=parent)
+
+    assert [10, 11, 12] == tree(10, str(tmp_path))
+
+
+def test_a_process_adopted_while_we_look_counts_once(tmp_path):
+    put(tmp_path, 10, children="11 12 ")
+    put(tmp_path, 11, children="12 ")
+    put(tmp_path, 12, children="")
+
+    assert [10, 11, 12] == tree(10, str(tmp_path))
+
+
+def test_a_process_that_vanishes_between_two_files_is_left_out(tmp_path):
+    put(tmp_path, 10, children="11 12 ", pages=4, rollup="Rss: 16 kB\nPss: 8 kB\nPss_File: 2 kB\n")
+    put(tmp_path, 11, pages=2)
+    (tmp_path / "11/statm").unlink()
+    reading = sampler(10, limit=1, proc=str(tmp_path)).tick()
+
+    assert (2, 4 * PAGE, 6 * 1024) == (reading.processes, reading.rss, reading.pss)
+
+
+def test_a_reused_pid_is_another_process(tmp_path):
+    watch = sampler(10, proc=str(tmp_path))
+    put(tmp_path, 10, children="11 ")
+    put(tmp_path, 11, times=(TICK, 0, 0, 0), started=5)
+    watch.tick()
+    put(tmp_path, 11, times=(TICK, 0, 0, 0), started=6)
+
+    assert watch.tick().cpu_s == 2.0
+
+
+def test_processor_time_stays_right_over_thousands_of_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(sampling, "_SEEN_MAX", 8)
+    watch = sampler(10, proc=str(tmp_path))
+    put(tmp_path, 10, children="11 ")
+    for started in range(50):
+        put(tmp_path, 11, times=(TICK // 10, 0, 0, 0), started=started)
+        reading = watch.tick()
+
+    assert reading.cpu_s == pytest.approx(5.0)
+    assert len(watch._cpu._seen) <= 10
+
+
+@pytest.mark.parametrize(
+    ("headroom", "cores", "pause"),
+    [
+        (0.25 * GiB, 1, 0.1),
+        (0.25 * GiB, 2, 0.05),
+        (0.025 * GiB, 1, 0.01),
+        (1 * MiB, 4, 0.002),
+        (-1 * MiB, 1, 0.002),
+        (64 * GiB, 1, 0.1),
+        (0.25 * GiB, 0, 0.1),
+    ],
+)
+def test_the_pause_is_as_long_as_the_headroom_allows(tmp_path, headroom, cores, pause):
+    put(tmp_path, 10, children="", pages=1)
+    limit = PAGE + int(headroom)
+
+    assert sampler(10, limit=limit, cores=cores, proc=str(tmp_path), clock=lambda: 0.0).tick().next_s == pytest.approx(
+        pause, rel=0.01
+    )
+
+
+def test_little_processor_time_left_shortens_the_pause(tmp_path):
+    put(tmp_path, 10, children="", times=(TICK, TICK, TICK, TICK))
+    watch = sampler(10, cpu_limit_s=4.02, cores=2, proc=str(tmp_path), clock=lambda: 0.0)
+
+    assert watch.tick().next_s == pytest.approx(0.01)
+
+
+def test_a_costly_tick_is_not_repeated_at_once(tmp_path):
+    put(tmp_path, 10, children="", pages=1)
+    moments = iter((0.0, 0.02))
+    watch = sampler(10, limit=2 * PAGE, proc=str(tmp_path), clock=lambda: next(moments))
+
+    assert watch.tick().next_s == pytest.approx(0.06)
+    shutil.rmtree(tmp_path / "10")

@@ -1,0 +1,106 @@
+"""Documents are held to the code. Run as a program, this prints docs/cli.md."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from sage_sandbox.cli.main import VERBS, cli
+from sage_sandbox.errors import ExitCode
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / ".sage" / "README.md"])
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def cli_page() -> str:
+    """docs/cli.md, from the help texts."""
+    sections = ["# The command line", "Made from the help texts by `tests/test_docs.py`; edit those."]
+    for verb in (None, *VERBS):
+        args = [verb, "--help"] if verb else ["--help"]
+        shown = CliRunner().invoke(cli, args, prog_name="sage-sandbox", terminal_width=100).output.rstrip()
+        sections.append(f"## {' '.join(['sage-sandbox', *args[:-1]])}\n\n```text\n{shown}\n```")
+    return "\n\n".join(sections) + "\n"
+
+
+def test_the_cli_page_says_what_help_says():
+    """Words, not layout: click breaks lines differently from version to version."""
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+
+    assert cli_page().split() == page.split(), "run: python tests/test_docs.py > docs/cli.md"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_relative_links_lead_somewhere(page):
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    dead = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
+
+    assert [] == dead
+
+
+def test_the_readme_has_two_commands_and_ci_runs_them():
+    block = re.search(r"<!-- commands -->\n```sh\n(.*?)```\n<!-- /commands -->", README, re.DOTALL)
+    assert block is not None
+    commands = block[1].splitlines()
+
+    assert len(commands) == 2
+    assert commands[0].endswith("sage-sandbox demo")
+    assert commands[1].endswith("tox")
+    assert "<!-- commands -->" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_exit_codes_of_the_design_page_are_those_of_the_code():
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    table = {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
+
+    assert {code.value for code in ExitCode} - {ExitCode.LIMIT} == table
+
+
+def test_the_python_of_the_readme_compiles_and_uses_public_names():
+    import sage_sandbox as sage
+
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+    assert blocks
+    for block in blocks:
+        compile(block, "README.md", "exec")
+        assert set(re.findall(r"\bsage\.(\w+)", block)) <= set(sage.__all__)
+
+
+def test_the_template_of_the_readme_is_valid(tmp_path):
+    block = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert block is not None
+    (tmp_path / "t.yaml").write_text(block[1], encoding="utf-8")
+
+    import sage_sandbox as sage
+
+    assert sage.load(tmp_path / "t.yaml").name == "line-count"
+
+
+@pytest.mark.parametrize("template", sorted((ROOT / ".sage" / "templates").glob("*.yaml")), ids=lambda path: path.name)
+def test_the_example_templates_are_valid(template):
+    import sage_sandbox as sage
+
+    assert sage.load(template).name == template.stem
+
+
+def test_no_page_speaks_of_what_is_not_part_of_the_project():
+    words = re.compile(r"/work/|/opt/", re.IGNORECASE)
+
+    assert [] == [page.name for page in PAGES if words.search(page.read_text(encoding="utf-8"))]
+
+
+def test_documented_verbs_exist():
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    used = set(re.findall(r"sage-sandbox (?!-)([a-z]+)\b", text))
+    words = {"on", "itself", "runs", "is", "keeps", "run"}
+
+    assert used - words <= set(VERBS)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(cli_page())
