@@ -20,7 +20,7 @@ class Violation:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A file collected from ``$SAGE_OUT``: its path relative to the operation's artifact folder, size and SHA-256 (hex)."""
+    """A file collected from ``$SAGE_OUT``: path in the artifact folder, size, SHA-256 (hex)."""
 
     path: str
     size: int
@@ -29,7 +29,7 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What the named exceptions came to on this machine: how memory was held, whether /proc is there, how names are hidden."""
+    """What the named exceptions came to here: how memory is held, if /proc is there, how names are hidden."""
 
     memory: MemoryControl = "sampled"
     proc: bool = True

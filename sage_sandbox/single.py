@@ -27,8 +27,8 @@ class Sandbox:
     """Runs commands and source text, each in a kernel sandbox of its own, under one policy.
 
     The policy is what the caller grants: nothing is asked, nothing is remembered. Relative paths resolve beneath
-    ``project`` (default: the working directory), which operations see as theirs. Not thread-safe; close it, or use it in
-    a ``with`` block. SandboxUnavailable where confinement cannot be had; what an operation does is in its Outcome.
+    ``project`` (default: the working directory), which operations see as theirs. Not thread-safe; close it, or use it
+    in a ``with`` block. SandboxUnavailable where confinement cannot be had; what an operation does is in its Outcome.
 
         with sage.Sandbox(sage.Policy(read=("src",))) as box:
             box.run(["wc", "-l", "src/main.py"]).value()
@@ -60,7 +60,9 @@ class Sandbox:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _run(self, job: Job, stdin: bytes) -> Outcome:

@@ -63,6 +63,15 @@ def test_inside_imports_the_standard_library_and_itself_only(path):
     assert set() == foreign
 
 
+def test_every_package_that_is_imported_is_declared():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    names = {re.split(r"[^\w-]", requirement)[0].lower() for requirement in declared}
+    imported = {name.split(".")[0] for path in MODULES for name in imports_of(path)}
+    foreign = imported - sys.stdlib_module_names - {"sage_sandbox"}
+
+    assert {{"yaml": "pyyaml"}.get(name, name) for name in foreign} <= names
+
+
 def test_only_faces_import_the_public_package():
     faces = {"__main__.py", "cli"}
     importers = {

@@ -11,7 +11,9 @@ def op(name: str = "op-1", code: str = "ok", **fields: Any) -> Operation:
     return Operation(name, "python", code=code, **fields)
 
 
-def single(name: str, *dependencies: str, code: str = "ok", op_fields: dict[str, Any] | None = None, **fields: Any) -> Phase:
+def single(
+    name: str, *dependencies: str, code: str = "ok", op_fields: dict[str, Any] | None = None, **fields: Any
+) -> Phase:
     operations = (op(code=code, **(op_fields or {})),)
     return Phase(name, name.title(), operations, dependencies, single=True, **fields)
 

@@ -107,13 +107,13 @@ def _write(fd: int, data: bytes) -> None:
 
 
 def _write_report(path: str, outcome: Outcome) -> None:
+    from pathlib import Path
+
     from sage_sandbox.document import outcome_document
     from sage_sandbox.errors import UsageError
 
     try:
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(outcome_document(outcome), file, indent=2)
-            file.write("\n")
+        Path(path).write_text(json.dumps(outcome_document(outcome), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--report {path}: {error.strerror}") from error
 

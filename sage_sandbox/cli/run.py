@@ -94,12 +94,12 @@ def _run(template: str, feature: str | None, as_json: bool, settings: dict[str, 
 
 @contextmanager
 def cancelled_by_signals(runner: Runner) -> Iterator[None]:
-    """While this lasts, Ctrl-C and SIGTERM end the run instead of the process."""
+    """While this lasts, Ctrl-C, SIGTERM and a closed terminal end the run instead of the process."""
 
     def cancel(_: int, __: object) -> None:
         runner.cancel()
 
-    before = {number: signal.signal(number, cancel) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, cancel) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:

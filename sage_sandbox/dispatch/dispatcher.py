@@ -122,7 +122,7 @@ class Dispatcher:
         """Send tasks to the slot that holds least."""
         link = min((link for link in self._links if link.state == "ready"), key=lambda link: len(link.held))
         try:
-            link.give(tasks)
+            link.give(tasks, self._clock())
         except WorkerLost:
             self._lose(link)
 
@@ -291,7 +291,7 @@ class Dispatcher:
         now = self._clock()
         times = [link.kill_at - now for link in self._links if link.kill_at is not None]
         if self._may_move():
-            times += [link.running_since + SHORT_S - now for link in self._links if link.waiting()]
+            times += [link.moved_at + SHORT_S - now for link in self._links if link.waiting()]
         if timeout_s is not None:
             times.append(timeout_s)
         return max(0.0, min(times)) if times else None
@@ -310,7 +310,7 @@ class Dispatcher:
         if self._may_move():
             now = self._clock()
             for link in self._links:
-                if now - link.running_since >= SHORT_S and (waiting := link.waiting()):
+                if now - link.moved_at >= SHORT_S and (waiting := link.waiting()):
                     link.withdraw(waiting, kill=False)
 
 

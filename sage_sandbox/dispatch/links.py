@@ -23,8 +23,8 @@ _STARTS_MAX = 2
 class Link:
     """One slot as the dispatcher sees it.
 
-    ``held`` are the tickets the slot was given and has not answered, in the order it runs them. ``on_done`` is called
-    from a thread of the pool's with a future that ended.
+    ``held`` are the tickets the slot was given and has not answered, in the order it runs them; ``moved_at`` is when it
+    last began or ended one. ``on_done`` is called from a thread of the pool's with a future that ended.
     """
 
     def __init__(self, slot: Slot, on_done: Callable[[Link, Future[None]], None]) -> None:
@@ -34,7 +34,7 @@ class Link:
         self.pid = 0
         self.held: dict[int, None] = {}
         self.running = 0
-        self.running_since = 0.0
+        self.moved_at = 0.0
         self.kill_at: float | None = None
         self._called_back: set[int] = set()
         self._chunks: dict[Future[None], tuple[int, ...]] = {}
@@ -58,8 +58,10 @@ class Link:
         self._chunks[future] = chunk
         future.add_done_callback(lambda done: self._on_done(self, done))
 
-    def give(self, tasks: tuple[Task, ...]) -> None:
+    def give(self, tasks: tuple[Task, ...], now: float) -> None:
         """Hand over tasks; raises WorkerLost."""
+        if not self.held:
+            self.moved_at = now
         tickets = tuple(task.ticket for task in tasks)
         self.held.update(dict.fromkeys(tickets))
         self.call(run_chunk, tasks, chunk=tickets)
@@ -86,8 +88,8 @@ class Link:
                 self.connection.sendall(channel.encode(channel.Withdraw(wanted, kill)))
 
     def waiting(self) -> tuple[int, ...]:
-        """What it holds, has not begun and was not asked to give back."""
-        return tuple(t for t in self.held if t != self.running and t not in self._called_back)
+        """What it holds behind something else and was not asked to give back."""
+        return tuple(t for t in list(self.held)[1:] if t not in self._called_back)
 
     def hear(self) -> tuple[list[channel.Frame], bool]:
         """The frames that arrived, and whether the line is still there."""
@@ -107,8 +109,9 @@ class Link:
     def take(self, report: channel.Report, now: float) -> list[News]:
         """Book a worker's report."""
         news: list[News] = [Finished(e.ticket, e.outcome) for e in report.ended if self.drop(e.ticket)]
+        self.moved_at = now
         if report.started:
-            self.running, self.running_since = report.started, now
+            self.running = report.started
             news.append(Started(report.started))
         return news
 

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 
 from sage_sandbox.errors import SageError
 from sage_sandbox.outcome import Artifact
-from sage_sandbox.policy import ARTIFACT_DEPTH_MAX, ARTIFACT_FILES_MAX, ARTIFACTS_MAX, format_size, is_protected
+from sage_sandbox.policy import ARTIFACT_DEPTH_MAX, ARTIFACT_FILES_MAX, ARTIFACTS_MAX, format_size, is_hidden, is_protected
 from sage_sandbox.sandbox.inside import syscalls as sc
 from sage_sandbox.sandbox.steps import Stage
 
 _BENEATH = sc.RESOLVE_BENEATH | sc.RESOLVE_NO_SYMLINKS | sc.RESOLVE_NO_MAGICLINKS | sc.RESOLVE_NO_XDEV
 _OPAQUE = "user.overlay.opaque"
 _NAME_MAX = 255
+_PAGE = 4096
 
 
 class Uncollectable(SageError):
@@ -72,6 +73,8 @@ def _check_artifacts(files: list[Found]) -> None:
             raise Uncollectable(f"artifact {entry.path!r} is no regular file")
         if entry.status.st_nlink != 1:
             raise Uncollectable(f"artifact {entry.path!r} has more than one link")
+        if entry.status.st_blocks * 512 + _PAGE < entry.status.st_size:
+            raise Uncollectable(f"artifact {entry.path!r} is sparse")
     if sum(entry.status.st_size for entry in files) > ARTIFACTS_MAX:
         raise Uncollectable(f"artifacts: more than {format_size(ARTIFACTS_MAX)}")
 
@@ -152,7 +155,7 @@ def _plan(work_fd: int, stage: Stage, unprotected: tuple[str, ...]) -> Iterator[
                 raise Uncollectable(
                     f"wrote {entry.path!r}, a protected name", f"--allow 'write!:{_protected_part(entry.parts)}'"
                 )
-            yield from _plan_entry(upper, base, stage, entry)
+            yield from _plan_entry(upper, base, stage, entry, unprotected)
 
 
 def _plan_file(work_fd: int, stage: Stage) -> Iterator[Change]:
@@ -164,13 +167,13 @@ def _plan_file(work_fd: int, stage: Stage) -> Iterator[Change]:
                 yield Change(stage.path, "", source, status.st_size)
 
 
-def _plan_entry(upper: int, base: str, stage: Stage, entry: Found) -> Iterator[Change]:
+def _plan_entry(upper: int, base: str, stage: Stage, entry: Found, unprotected: tuple[str, ...]) -> Iterator[Change]:
     mode = entry.status.st_mode
     if stat.S_ISCHR(mode) and entry.status.st_rdev == 0:
-        yield Change(stage.path, entry.path, None)
+        yield _removal(stage, entry, unprotected)
     elif stat.S_ISDIR(mode):
         if _is_opaque(upper, entry.path):
-            yield Change(stage.path, entry.path, None)
+            yield _removal(stage, entry, unprotected)
         yield Change(stage.path, entry.path, f"{base}/{entry.path}", folder=True)
     elif not stat.S_ISREG(mode):
         raise Uncollectable(f"wrote {entry.path!r}, which is no regular file")
@@ -178,6 +181,17 @@ def _plan_entry(upper: int, base: str, stage: Stage, entry: Found) -> Iterator[C
         raise Uncollectable(f"wrote {entry.path!r}, which has more than one link")
     else:
         yield Change(stage.path, entry.path, f"{base}/{entry.path}", entry.status.st_size)
+
+
+def _removal(stage: Stage, entry: Found, unprotected: tuple[str, ...]) -> Change:
+    """Remove a file, or a folder with all that is in it outside; a protected or hidden name in there refuses the lot."""
+    doomed = os.path.join(stage.path, entry.path)
+    for folder, folders, files in os.walk(doomed, followlinks=False):
+        for name in (*folders, *files):
+            parts = (*entry.parts, *os.path.relpath(os.path.join(folder, name), doomed).split("/"))
+            if is_hidden(name) or is_protected(_below_grant(stage.path, parts), unprotected):
+                raise Uncollectable(f"removed {entry.path!r}, which holds {name!r}, a protected name")
+    return Change(stage.path, entry.path, None)
 
 
 def _below_grant(root: str, parts: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """From a refusal the kernel gave an operation to the grant that was missing.
 
-Inside, what is not granted does not exist (ENOENT), or Landlock, a read-only mount or an empty network says no; the kernel
-never says which rule it was. What an operation reports here is its own word: it only ever becomes a suggestion.
+Inside, what is not granted does not exist (ENOENT), or Landlock, a read-only mount or an empty network says no; the
+kernel never says which rule it was. What an operation reports here is its own word: it only ever becomes a suggestion.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sage_sandbox.outcome import Violation
-from sage_sandbox.policy import Policy
+from sage_sandbox.policy import Policy, is_hidden
 from sage_sandbox.sandbox.job import Job
 
 _ABSENT = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR})
@@ -22,7 +22,14 @@ _UNWRITABLE = frozenset({errno.EROFS})
 _UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ECONNREFUSED, errno.EACCES})
 _TOKEN = re.compile(r"[^\s'\"`:()<>,;]*/[^\s'\"`:()<>,;]*|[\w.-]+\.[A-Za-z]\w*")
 _INSIDE = ("/sandbox", "/proc", "/dev", "/packages")
-_REFUSALS = ("No such file", "not found", "Permission denied", "Read-only file system", "cannot access", "Operation not permitted")
+_REFUSALS = (
+    "No such file",
+    "not found",
+    "Permission denied",
+    "Read-only file system",
+    "cannot access",
+    "Operation not permitted",
+)
 _TOKENS_MAX = 200
 
 
@@ -43,7 +50,9 @@ def explain_text(job: Job, text: str) -> Violation | None:
     lines = [line for line in text.splitlines() if any(word in line for word in _REFUSALS)]
     tokens = [token for line in lines for token in _TOKEN.findall(line)]
     if lines:
-        tokens += [argument for argument in job.argv if "/" in argument or os.path.lexists(os.path.join(job.project, argument))]
+        tokens += [
+            argument for argument in job.argv if "/" in argument or os.path.lexists(os.path.join(job.project, argument))
+        ]
     writing = any("Read-only" in line for line in lines)
     for token in tokens[:_TOKENS_MAX]:
         if found := _explain_path(job, token, writing=writing):
@@ -65,7 +74,11 @@ def _explain_path(job: Job, path: str, *, writing: bool) -> Violation | None:
 
 
 def _visible(policy: Policy, path: str) -> bool:
-    return _covered(path, (*policy.read, *policy.write, *policy.write_through, "/usr"))
+    """Whether the operation could see it: beneath a grant, and no hidden name on the way down from there."""
+    return any(
+        _beneath(path, folder) and not any(map(is_hidden, path[len(folder) :].split("/")))
+        for folder in (*policy.read, *policy.write, *policy.write_through, "/usr")
+    )
 
 
 def _covered(path: str, folders: Iterable[str]) -> bool:

@@ -14,8 +14,8 @@ class Job:
 
     ``policy`` holds absolute, real paths. ``params`` and ``inputs`` are JSON text (UTF-8). ``env`` holds the values of
     the granted names and what the runner adds (``SAGE_ATTEMPT``, ``SAGE_IDEMPOTENCY_KEY``). ``project`` is the absolute
-    path the operation sees as its working directory. Artifacts are put below ``artifacts`` (a folder that need not exist
-    yet; empty: none are collected).
+    path the operation sees as its working directory. Artifacts are put below ``artifacts`` (a folder that need not
+    exist yet; empty: none are collected).
     """
 
     type: Literal["python", "command"]

@@ -1,4 +1,4 @@
-"""What a folder grant does not show: a walk that finds hidden names, sockets and FIFOs, and what stands in their place."""
+"""What a folder grant does not show: hidden names, sockets and FIFOs, found by a walk; and what takes their place."""
 
 from __future__ import annotations
 
@@ -28,15 +28,19 @@ class _Listing:
 
 @dataclass(slots=True)
 class Masker:
-    """Finds what to mask. Keeps each folder's listing while its mtime, ctime and inode are unchanged, so that a large tree
-    costs one stat a folder the next time. Lives as long as its supervisor."""
+    """Finds what to mask. Lives as long as its supervisor.
+
+    Each folder's listing is kept while its mtime, ctime and inode are unchanged: a large tree costs one stat a folder
+    the next time.
+    """
 
     known: dict[str, _Listing] = field(default_factory=dict)
 
     def masks(self, root: str, named: frozenset[str] = frozenset()) -> tuple[Mask, ...]:
         """(path relative to ``root``, replacement or None) for everything beneath it that a folder grant leaves out.
 
-        ``named`` are absolute paths that grants name themselves: these stay, and of a hidden folder the way to them does.
+        ``named`` are absolute paths that grants name themselves: these stay, and of a hidden folder the way to them
+        does.
         """
         return tuple(self._walk(root, "", named, hidden=False))
 
@@ -100,7 +104,8 @@ def _read_folder(folder: str, stamp: tuple[int, int, int], relative: str) -> _Li
 def git_config(path: Path) -> bytes:
     """A configuration that lets git read the repository and says nothing else: format version, bareness, extensions.
 
-    Keys and values are taken over from the real file only where they are known words (git-config(1), gitrepository-layout).
+    Keys and values are taken over from the real file only where they are known words (git-config(1),
+    gitrepository-layout).
     """
     found = _git_settings(path)
     lines = ["[core]", *(f"\t{key} = {found[('core', key)]}" for key in _CORE_KEYS if ("core", key) in found)]

@@ -29,7 +29,9 @@ START_S: Final = 20.0
 FRAME_MAX: Final = RESULT_MAX + MiB
 _ANCILLARY: Final = 256
 # The zygote imports this package from where we did, and forgets the folder before it forks (see zygote._prepare).
-_BOOT: Final = "import sys; sys.path.insert(0, sys.argv[1]); from sage_sandbox.sandbox.inside import entry; entry.main()"
+_BOOT: Final = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from sage_sandbox.sandbox.inside import entry; entry.main()"
+)
 
 
 class ChildGone(Exception):
@@ -74,7 +76,7 @@ class Frames:
         return frame[:1], frame[1:]
 
     def wait(self, deadline: float, *, descriptors: bool = False) -> tuple[bytes, bytes]:
-        """The next frame, whenever it comes until ``deadline`` (monotonic seconds); ChildGone at the end of the stream."""
+        """The next frame, if it comes before ``deadline`` (monotonic seconds); ChildGone at the end of the stream."""
         poll = select.poll()
         poll.register(self.sock, select.POLLIN)
         while (frame := self.take()) is None:
@@ -97,7 +99,7 @@ class Gone:
 
 @dataclass(slots=True)
 class Child:
-    """Our ends of one child. ``pidfd`` is -1 until the zygote has sent it, ``work_fd`` until the work folder is mounted."""
+    """Our ends of one child. ``pidfd`` is -1 until the zygote has sent it, ``work_fd`` until there is a work folder."""
 
     serial: int
     frames: Frames
@@ -184,7 +186,7 @@ class Zygote:
         read, write = os.pipe()
         os.close(write)
         try:
-            return subprocess.Popen(  # noqa: S603 - our own interpreter and code
+            return subprocess.Popen(
                 [os.path.realpath(sys.executable), "-I", "-S", "-X", "utf8", "-c", _BOOT, *arguments],
                 env={},
                 cwd="/",
@@ -212,7 +214,7 @@ class Zygote:
         return self._frames.sock.fileno()
 
     def map_owner(self, owner: tuple[int, int]) -> None:
-        """Have files of ``owner`` (uid, gid) shown to coming children as their own; SandboxUnavailable if that cannot be."""
+        """Have files of ``owner`` (uid, gid) shown to later children as their own, or raise SandboxUnavailable."""
         self._frames.sock.sendall(wire.ORDER.pack(wire.MAP, *owner))
         while (answer := self._answer) is None:
             self.listen()
@@ -222,16 +224,18 @@ class Zygote:
         self.mapped_owners.add(owner)
 
     def spawn(self, group: Cgroup | None, terminal: int = -1) -> Child:
-        """Ask for a child; its pidfd follows (see `listen`). Its streams are new pipes, or all of them a ``terminal``."""
+        """Ask for a child; its pidfd follows (see `listen`). Its streams are new pipes, or all a ``terminal``."""
         self.served += 1
         ours, theirs = socket.socketpair()
         child_ends, our_ends = ([terminal] * 3, [-1] * 3) if terminal >= 0 else _pipes()
-        child = Child(self.served, Frames(ours), *our_ends, group)
+        stdin, stdout, stderr = our_ends
+        child = Child(self.served, Frames(ours), stdin, stdout, stderr, group)
         self.children[child.serial] = child
         passed = [theirs.fileno(), *child_ends, *(group.procs_fds if group else ())]
         try:
             self._frames.sock.sendmsg(
-                [wire.ORDER.pack(wire.SPAWN, child.serial, 0)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", passed))]
+                [wire.ORDER.pack(wire.SPAWN, child.serial, 0)],
+                [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", passed))],
             )
         finally:
             theirs.close()

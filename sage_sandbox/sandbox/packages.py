@@ -1,4 +1,4 @@
-"""Distributions that an operation asks for: found in the environment that runs us, shown read-only, nothing installed."""
+"""Distributions that an operation asks for: found in our own environment, shown read-only, nothing installed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def binds(names: tuple[str, ...]) -> tuple[Bind, ...]:
         for bind in _top_level(distribution):
             found[bind[1]] = bind
     if missing:
-        raise UsageError(f"package {', '.join(sorted(missing))} is not installed", f"pip install {' '.join(sorted(missing))}")
+        raise UsageError(
+            f"package {', '.join(sorted(missing))} is not installed", f"pip install {' '.join(sorted(missing))}"
+        )
     return tuple(found[path] for path in sorted(found))
 
 

@@ -1,4 +1,4 @@
-"""A policy compiled: what a zygote lays once, and the ordered steps that confine one child. Decided here, done inside."""
+"""A policy compiled: what a zygote lays once, and the ordered steps that confine one child. Done inside."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ETC = (
     "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "ssl/certs", "ssl/openssl.cnf", "ssl/cert.pem",
     "ca-certificates", "pki/tls/certs", "pki/ca-trust/extracted", "localtime", "mime.types", "protocols", "services",
 )  # fmt: skip
-"""What of /etc an operation sees of the host's: how to find libraries, trust certificates, tell time. The rest is ours."""
+"""What an operation sees of the host's /etc: how to find libraries, trust certificates, tell time."""
 
 UID_BASE = 0x7000_0000
 """As root, a worker's operations run as this plus the worker's pid: above systemd's container ranges, below 2^31
@@ -67,7 +67,9 @@ def _in_first_user_namespace() -> bool:
         return [int(number) for number in file.read().split()] == [0, 0, 0xFFFF_FFFF]
 
 
-def foundation(who: Identity, project: str, packages: tuple[Bind, ...] = (), *, cgroup: bool = False) -> wire.Foundation:
+def foundation(
+    who: Identity, project: str, packages: tuple[Bind, ...] = (), *, cgroup: bool = False
+) -> wire.Foundation:
     """What the zygote of this project and set of packages builds once for all its children.
 
     With a ``cgroup`` they may make memfds: what these hold is in no process's resident set, but a cgroup counts it.
@@ -83,10 +85,10 @@ def foundation(who: Identity, project: str, packages: tuple[Bind, ...] = (), *, 
         binds=(*binds, *etc_binds, *packages),
         files=_own_etc(who),
         links=(
-            *links, *etc_links, *device_links, ("/dev/fd", "/proc/self/fd"), ("/dev/shm", wire.BOX + "/tmp"),  # noqa: S108
-            ("/tmp", wire.BOX + "/tmp"),  # noqa: S108
+            *links, *etc_links, *device_links, ("/dev/fd", "/proc/self/fd"), ("/dev/shm", wire.BOX + wire.TMP),
+            (wire.TMP, wire.BOX + wire.TMP),
         ),
-        folders=() if _beneath(project, "/tmp") else (project,),  # noqa: S108 - /tmp is each child's own
+        folders=() if _beneath(project, wire.TMP) else (project,),
         devices=DEVICES,
         owner=(owner.st_uid, owner.st_gid),
         uid=who.uid,
@@ -169,15 +171,21 @@ def compile_steps(policy: Policy, limits: Limits, who: Identity, base: wire.Foun
                   cgroup: bool) -> Blueprint:  # fmt: skip
     """The whole confinement of one operation as data. NotGranted if a granted path is no longer there."""
     grants = _grants(policy, masker)
-    # Unix sockets in the abstract namespace belong to a network namespace; before Landlock ABI 6 nothing else parts them.
+    # Unix sockets in the abstract namespace belong to a network namespace; before Landlock ABI 6 nothing else parts
+    # them.
     network = policy.loopback or base.landlock_abi < 6
-    steps = [wire.Namespaces(network, bool(grants)), *(_granted_view(limits, who, base, grants) if grants else _lean_view(limits, who))]
+    steps = [
+        wire.Namespaces(network, bool(grants)),
+        *(_granted_view(limits, who, base, grants) if grants else _lean_view(limits, who)),
+    ]
     root = wire.OWN_ROOT if grants else ""
     opened = tuple(grant.path for grant in grants if grant.writable)
     files = tuple(grant.path for grant in grants if grant.writable and not grant.folder)
     steps += [
         wire.Proc(root),
-        wire.Landlock(bool(grants) or policy.loopback, root, ("/tmp", *opened) if grants else (), files, policy.loopback),  # noqa: S108
+        wire.Landlock(
+            bool(grants) or policy.loopback, root, (wire.TMP, *opened) if grants else (), files, policy.loopback
+        ),
         wire.Pivot(root, project, _entries(base, grants)),
         wire.Identity(who.uid, who.gid, who.privileged),
         wire.Descriptors(),
@@ -210,7 +218,7 @@ def _inodes(limits: Limits) -> int:
 
 def _own_root(base: wire.Foundation) -> wire.OwnRoot:
     tops = {path for _source, path, folder in base.binds if folder and not _beneath(path, "/etc")}
-    links = tuple((path, target) for path, target in base.links if path.count("/") == 1 and path != "/tmp")  # noqa: S108
+    links = tuple((path, target) for path, target in base.links if path.count("/") == 1 and path != wire.TMP)
     packages = {PACKAGES} if base.packages else set()
     tops = {path for path in tops if not _beneath(path, PACKAGES)} | packages | {"/etc", "/dev"}
     return wire.OwnRoot(tuple(sorted(tops)), links)
@@ -219,7 +227,7 @@ def _own_root(base: wire.Foundation) -> wire.OwnRoot:
 def _entries(base: wire.Foundation, grants: list[wire.Attach]) -> tuple[str, ...]:
     paths = [path for _source, path, _folder in base.binds]
     paths += [path for path, _ in (*base.files, *base.links)]
-    paths += [*base.folders, *(grant.path for grant in grants), "/dev", "/proc", "/tmp", wire.BOX]  # noqa: S108
+    paths += [*base.folders, *(grant.path for grant in grants), "/dev", "/proc", wire.TMP, wire.BOX]
     return tuple(sorted({path.split("/")[1] for path in paths}))
 
 
@@ -240,7 +248,9 @@ def _grants(policy: Policy, masker: Masker) -> list[wire.Attach]:
 
 def _attach(path: str, mode: str, number: int, masker: Masker, named: frozenset[str]) -> wire.Attach:
     try:
-        fd = syscalls.openat2(syscalls.AT_FDCWD, path, os.O_PATH, syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS)
+        fd = syscalls.openat2(
+            syscalls.AT_FDCWD, path, os.O_PATH, syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
+        )
     except OSError as error:
         raise NotGranted(f"granted path {path}: {os.strerror(error.errno or 0)}", "grant its real path") from error
     try:
@@ -259,9 +269,10 @@ def _attach(path: str, mode: str, number: int, masker: Masker, named: frozenset[
         owner=(found.st_uid, found.st_gid),
         folder=folder,
         writable=mode != "read",
-        layer=number if overlay or staged else -1,
+        layer=number,
+        direct=not (overlay or staged),
         staged=staged,
-        masks=masker.masks(path, named) if overlay else (),
+        masks=masker.masks(path, named) if folder else (),
         root=wire.OWN_ROOT,
     )
 

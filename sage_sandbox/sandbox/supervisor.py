@@ -45,7 +45,7 @@ class Supervisor:
         self._spare: Child | None = None
 
     def prepare(self) -> None:
-        """Start the zygote and a spare ahead of the first operation. SandboxUnavailable if confinement cannot be had."""
+        """Start the zygote and a spare ahead of the first operation. SandboxUnavailable if that cannot be."""
         self._zygote_for(())
         if self._spare is None:
             self._spare = self._spawn(self._blueprint(Job("python", project=self.project)))
@@ -53,8 +53,8 @@ class Supervisor:
     def run(self, job: Job, *, cancel_fd: int = -1, stdin: bytes | None = None, relay: Relay | None = None) -> Outcome:
         """Run one operation to its end, whatever that is; SandboxUnavailable if it cannot be confined as asked.
 
-        ``cancel_fd`` becomes readable when it is to end. ``stdin`` is what a command reads, its parameters unless given;
-        a ``relay`` takes the place of both it and of what is kept of the output.
+        ``cancel_fd`` becomes readable when it is to end. ``stdin`` is what a command reads, its parameters unless
+        given; a ``relay`` takes the place of both it and of what is kept of the output.
         """
         started = time.monotonic()
         terminal = relay.terminal if relay is not None else -1
@@ -66,7 +66,9 @@ class Supervisor:
             return rejected("error", error.message, error.hint)
         if job.require_cgroup and child.group is None:
             self._bury(child)
-            raise SandboxUnavailable("memory=cgroup is required, and no cgroup can be written", "sage-sandbox doctor", "cgroup")
+            raise SandboxUnavailable(
+                "memory=cgroup is required, and no cgroup can be written", "sage-sandbox doctor", "cgroup"
+            )
         if stdin is None:
             stdin = job.params if job.type == "command" else b""
         return self._serve(child, job, Watch(child, job, started, cancel_fd, stdin, relay), terminal)
@@ -123,7 +125,7 @@ class Supervisor:
     # Children.
 
     def _confined_child(self, job: Job, terminal: int) -> Child:
-        """A child with every step applied: the spare where it fits, else a new one; one retry if the zygote had died."""
+        """A child with every step applied: the spare where it fits, else a new one; tried again if the zygote died."""
         for attempt in (1, 2):
             zygote = self._zygote_for(job.packages)
             blueprint = self._blueprint(job)
@@ -223,9 +225,13 @@ class Supervisor:
             return outcome
         try:
             written = collect.commit_stages(child.work_fd, child.blueprint.stages, job.policy.unprotected)
-            artifacts = collect.collect_artifacts(child.work_fd, child.blueprint.box, job.artifacts) if job.artifacts else ()
+            artifacts = (
+                collect.collect_artifacts(child.work_fd, child.blueprint.box, job.artifacts) if job.artifacts else ()
+            )
         except collect.Uncollectable as error:
-            return replace(outcome, status="rejected", reason="denied", error=error.message, hint=error.hint, result=b"null")
+            return replace(
+                outcome, status="rejected", reason="denied", error=error.message, hint=error.hint, result=b"null"
+            )
         except OSError as error:
             text = f"taking over files: {error.strerror}: {error.filename or ''}".rstrip(": ")
             return replace(outcome, status="rejected", reason="error", error=text, result=b"null")

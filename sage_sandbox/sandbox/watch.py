@@ -66,7 +66,9 @@ class Tail:
 class Watch:
     """Lives from a confined child to its `ending`. One poll loop; every descriptor in it has one handler."""
 
-    def __init__(self, child: Child, job: Job, started: float, cancel_fd: int, stdin: bytes, relay: Relay | None) -> None:
+    def __init__(
+        self, child: Child, job: Job, started: float, cancel_fd: int, stdin: bytes, relay: Relay | None
+    ) -> None:
         self.child = child
         self.job = job
         self.relay = relay
@@ -94,7 +96,9 @@ class Watch:
         child.frames.sock.sendall(request)
         if child.group is None:
             cores = os.cpu_count() or 1
-            self.sampler = Sampler(child.host_pid(), child.work_fd, self.job.limits.memory, self.job.limits.cpu_s, cores)
+            self.sampler = Sampler(
+                child.host_pid(), child.work_fd, self.job.limits.memory, self.job.limits.cpu_s, cores
+            )
         self._listen(child.frames.sock.fileno(), self._read_frames)
         self._listen(child.stdout, lambda: self._read_stream(child.stdout, 1))
         self._listen(child.stderr, lambda: self._read_stream(child.stderr, 2))
@@ -314,7 +318,7 @@ class Watch:
 
 def _capabilities(child: Child) -> Capabilities:
     grants = [step for step in child.blueprint.steps if isinstance(step, wire.Attach)] if child.blueprint else []
-    hidden: Literal["overlay", "none needed"] = "overlay" if any(g.layer >= 0 for g in grants) else "none needed"
+    hidden: Literal["overlay", "none needed"] = "overlay" if any(grant.folder and not grant.direct for grant in grants) else "none needed"
     memory: Literal["cgroup", "sampled"] = "sampled" if child.group is None else "cgroup"
     return Capabilities(memory, bool(child.capabilities.get("proc")), hidden)
 

@@ -207,7 +207,7 @@ class WorkflowFields(_Model):
     description: str = ""
     timeout: Duration | None = Field(default=None, description="of the whole run, default 10m")
     parameters: dict[Annotated[str, Field(pattern=PARAMETER_PATTERN)], ParameterModel] = Field(
-        default={}, max_length=1_000
+        default={}, max_length=1_000, json_schema_extra={"additionalProperties": False}
     )
     phases: list[Any] = Field(min_length=1)
 

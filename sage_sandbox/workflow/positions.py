@@ -184,7 +184,7 @@ class TomlLocator:
         for match in self._TOKEN.finditer(self._text):
             if match["array"] or match["table"]:
                 table = self._enter(self._parts(match["array"] or match["table"]), is_array=bool(match["array"]))
-                at = match.start(match.lastgroup or 0)
+                at = match.start("array") - 2 if match["array"] else match.start("table") - 1
                 self._found.setdefault(table, (at, at))
             elif match["key"]:
                 path = (*table, *self._parts(match["key"]))

@@ -361,7 +361,7 @@ def test_on_a_terminal_the_user_is_asked_for_what_is_missing(template, project, 
     assert code == process.returncode
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_run_within_two_seconds_and_leaves_no_process(template, project, number):
     sleeping = ONE.replace("def run(): pass", "import time\\ndef run(): time.sleep(600)")
     argv = cli_argv("run", template(sleeping), "--json")

@@ -162,12 +162,24 @@ class Running:
     """An operation that goes on while a test does something: what it has printed, and how it ended once it did."""
 
     printed: queue.Queue[str]
+    over: threading.Event
+    _stdin: int
     _cancel: int
     outcome: Outcome | None = None
 
     def line(self) -> str:
         """The next whole line of its output."""
         return self.printed.get(timeout=PATIENCE_S)
+
+    def go_on(self) -> None:
+        """Let an act proceed that reads a byte of its stdin."""
+        os.write(self._stdin, b"x")
+
+    def wait(self) -> Outcome:
+        """Until it has ended by itself."""
+        assert self.over.wait(PATIENCE_S)
+        assert self.outcome is not None
+        return self.outcome
 
     def cancel(self) -> None:
         """Have the supervisor end it."""
@@ -177,8 +189,8 @@ class Running:
 @contextmanager
 def running(supervisor: Supervisor, job: Job) -> Iterator[Running]:
     """Run a job in a thread; cancelled at the end if it has not ended by then."""
-    cancelled, cancel = os.pipe()
-    held = Running(queue.Queue(), cancel)
+    (cancelled, cancel), (stdin, feed) = os.pipe(), os.pipe()
+    held = Running(queue.Queue(), threading.Event(), feed, cancel)
     rest = bytearray()
 
     def out(_number: int, data: bytes) -> None:
@@ -189,7 +201,8 @@ def running(supervisor: Supervisor, job: Job) -> Iterator[Running]:
             held.printed.put(line.decode())
 
     def work() -> None:
-        held.outcome = supervisor.run(job, cancel_fd=cancelled, relay=Relay(-1, out))
+        held.outcome = supervisor.run(job, cancel_fd=cancelled, relay=Relay(stdin, out))
+        held.over.set()
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -199,8 +212,15 @@ def running(supervisor: Supervisor, job: Job) -> Iterator[Running]:
         held.cancel()
         thread.join(PATIENCE_S)
         assert not thread.is_alive()
-        os.close(cancelled)
-        os.close(cancel)
+        for fd in (cancelled, cancel, stdin, feed):
+            os.close(fd)
+
+
+@contextmanager
+def running_act(bench: Bench, act: str, params: Mapping[str, Any] | None = None, **job: Any) -> Iterator[Running]:
+    """An act in the sandbox, while a test does something."""
+    with running(bench.supervisor, bench.job(_PRELUDE + dedent(act), params, **job)) as held:
+        yield held
 
 
 def granted(*, read: tuple[Path, ...] = (), write: tuple[Path, ...] = (), write_through: tuple[Path, ...] = ()) -> Policy:

@@ -77,8 +77,12 @@ def test_a_failed_phase_names_some_of_what_failed() -> None:
 def test_timeouts_and_cancels_say_what_is_kept() -> None:
     whole = OperationSettled("b", "x", rejected("timeout", "workflow timeout exceeded (1 min)"))
 
-    assert lines(settled("a", "timeout", 1, 2, 600.02)) == ["✗ Phase timeout exceeded (a > 10 min) · ✓ 1 result of 2 kept"]
-    assert lines(settled("a", "timeout", 0, 2, 0.25)) == ["✗ Phase timeout exceeded (a > 250 ms) · ✓ 0 results of 2 kept"]
+    assert lines(settled("a", "timeout", 1, 2, 600.02)) == [
+        "✗ Phase timeout exceeded (a > 10 min) · ✓ 1 result of 2 kept"
+    ]
+    assert lines(settled("a", "timeout", 0, 2, 0.25)) == [
+        "✗ Phase timeout exceeded (a > 250 ms) · ✓ 0 results of 2 kept"
+    ]
     assert lines(whole, settled("b", "timeout", 0, 1))[-1] == "✗ Workflow timeout exceeded in b · ✓ 0 results of 1 kept"
     assert lines(settled("a", "cancelled", 2, 3)) == ["✗ a cancelled · ✓ 2 results of 3 kept"]
 
@@ -104,7 +108,7 @@ def test_notices_are_marked(level: str, mark: str) -> None:
 def test_what_a_child_wrote_is_escaped_then_cut() -> None:
     outcome = rejected("error", "\x1b[2J\n\u202e" + "x" * 99)
 
-    assert lines(OperationSettled("a", "x", outcome), width=30) == ["✗ a/x \\x1b[2J\\x0a\\u202exxxxx…"]
+    assert lines(OperationSettled("a", "x", outcome), width=30) == ["✗ a/x \\x1b[2J\\x0a\\u202exxxxxx…"]
 
 
 def test_lines_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:

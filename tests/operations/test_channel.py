@@ -15,7 +15,10 @@ frames = st.one_of(
         channel.Report,
         st.lists(
             st.builds(
-                channel.Ended, st.integers(1), st.builds(Outcome, st.just("fulfilled"), result=st.binary()), st.floats(0)
+                channel.Ended,
+                st.integers(1),
+                st.builds(Outcome, st.just("fulfilled"), result=st.binary()),
+                st.floats(0),
             ),
             max_size=3,
         ).map(tuple),

@@ -20,7 +20,12 @@ HERE = Circumstances("survey", "languages", 2, POLICY, Limits(pids=3), b'{"a":1}
 
 def test_a_python_operation_becomes_a_job() -> None:
     operation = Operation(
-        "languages", "python", params={"top": "${params.top}"}, code="c", files=(SourceFile("h.py", "t"),), packages=("p",)
+        "languages",
+        "python",
+        params={"top": "${params.top}"},
+        code="c",
+        files=(SourceFile("h.py", "t"),),
+        packages=("p",),
     )
     job = make_job(operation, SETTING, HERE, {"params": {"top": 3}})
 
@@ -76,7 +81,8 @@ def test_a_phase_result_is_the_operations_own_or_a_mapping() -> None:
 
 
 def test_scope_parses_what_is_asked_for_and_once() -> None:
-    scope = Scope({"top": 1}, "demo", {"a": b'{"x": 2}', "bad": b"not json"}, parsed := {})
+    parsed: dict[str, object] = {}
+    scope = Scope({"top": 1}, "demo", {"a": b'{"x": 2}', "bad": b"not json"}, parsed)
 
     assert (scope["params"], scope["feature"], scope["a"]) == ({"top": 1}, "demo", {"x": 2})
     assert scope["a"] is scope["a"]

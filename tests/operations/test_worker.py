@@ -182,6 +182,8 @@ def test_what_a_worker_loads_is_light() -> None:
     code = "import sage_sandbox.operations.worker, sys; print([m for m in %r if m in sys.modules])"
     heavy = ["pydantic", "yaml", "rich", "click", "jinja2", "mcp", "sage_sandbox.grants", "sage_sandbox.pool"]
     env = os.environ | {"PYTHONPATH": str(Path(worker.__file__).parents[2])}
-    ran = subprocess.run([sys.executable, "-P", "-c", code % heavy], env=env, capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-P", "-c", code % heavy], env=env, capture_output=True, text=True, check=True
+    )
 
     assert ran.stdout.strip() == "[]"

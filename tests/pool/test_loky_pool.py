@@ -10,8 +10,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pool_calls
+import psutil
 import pytest
 
 import sage_sandbox
@@ -81,7 +81,7 @@ def test_a_starting_worker_does_not_hear_the_terminals_ctrl_c(pool: LokyPool) ->
 
 def test_an_argument_that_cannot_cross_fails_its_own_call(pool: LokyPool) -> None:
     with pytest.raises(Exception, match="pickle"):
-        pool.slot(0).submit(pool_calls.add, threading.Lock(), 1).result(20)  # type: ignore[arg-type]
+        pool.slot(0).submit(pool_calls.add, threading.Lock(), 1).result(20)
 
     assert pool.slot(0).submit(pool_calls.add, 1, 1).result(20) == 2
 

@@ -30,7 +30,9 @@ RESULT = RunResult(
     "paused",
     ExitCode.PAUSED,
     (
-        PhaseResult("a", "A", "failed", False, (OperationResult("x", FULFILLED), OperationResult("y", REJECTED)), 0.5, 1.0),
+        PhaseResult(
+            "a", "A", "failed", False, (OperationResult("x", FULFILLED), OperationResult("y", REJECTED)), 0.5, 1.0
+        ),
         PhaseResult("b", "B", "blocked", True),
     ),
     Metrics(1.25, 2, 2, 1, 1, 1, 2),

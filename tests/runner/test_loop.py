@@ -256,7 +256,12 @@ def test_a_phase_timeout_counts_from_its_first_operations_start() -> None:
 
 def test_a_workflow_timeout_stops_everything() -> None:
     slots = FakeSlots(parallel=2, fate=follow_code)
-    phases = (many("a", op("done", "ok 1"), op("stuck", "hang")), single("b", "a"), single("later", code="hang"), single("never"))
+    phases = (
+        many("a", op("done", "ok 1"), op("stuck", "hang")),
+        single("b", "a"),
+        single("later", code="hang"),
+        single("never"),
+    )
     result = run(flow(*phases), slots, timeout_s=10)
 
     assert statuses(result) == {"a": "timeout", "b": "blocked", "later": "timeout", "never": "blocked"}
@@ -269,8 +274,15 @@ def test_a_workflow_timeout_stops_everything() -> None:
 def test_a_cancel_stops_everything_and_wins() -> None:
     slots = FakeSlots(parallel=2, fate=follow_code)
     events: list[Event] = []
-    phases = (single("a", code="ok 1"), single("b", "a", code="hang"), single("c", code="hang"), single("d", code="hang"))
-    runner = Runner(flow(*phases), feature="f", dispatcher=slots, clock=slots.clock, environ={}, observers=[events.append])
+    phases = (
+        single("a", code="ok 1"),
+        single("b", "a", code="hang"),
+        single("c", code="hang"),
+        single("d", code="hang"),
+    )
+    runner = Runner(
+        flow(*phases), feature="f", dispatcher=slots, clock=slots.clock, environ={}, observers=[events.append]
+    )
     slots.on_wait = lambda: runner.cancel() if slots.now >= 1 else None
     result = runner.run()
 

@@ -150,7 +150,7 @@ def test_ctrl_c_ends_within_two_seconds_and_leaves_no_process(tmp_path: Path, co
     assert out == f"cancelled 130 {['cancelled'] * len(codes)}\n"
     assert err == ""
     assert took < 2
-    gone, alive = psutil.wait_procs(family, timeout=2)
+    _, alive = psutil.wait_procs(family, timeout=2)
     assert not alive
 
 
@@ -159,7 +159,11 @@ def test_a_coordinator_that_is_killed_leaves_no_worker(tmp_path: Path) -> None:
     script.write_text(CTRL_C)
     env = os.environ | {"PYTHONPATH": f"{ROOT}:{TESTS}"}
     with subprocess.Popen(
-        [sys.executable, "-P", str(script), "block", "block"], env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-P", str(script), "block", "block"],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     ) as process:
         assert process.stdout is not None
         for _ in range(2):

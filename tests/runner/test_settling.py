@@ -18,7 +18,9 @@ def test_a_phase_goes_on_when_the_share_is_reached(total: int, data: st.DataObje
     assert phase_status(fulfilled, total, threshold) == expected
 
 
-@pytest.mark.parametrize(("fulfilled", "total", "status"), [(3, 4, "degraded"), (2, 4, "failed"), (74, 100, "failed"), (75, 100, "degraded")])
+@pytest.mark.parametrize(
+    ("fulfilled", "total", "status"), [(3, 4, "degraded"), (2, 4, "failed"), (74, 100, "failed"), (75, 100, "degraded")]
+)
 def test_three_quarters_are_enough(fulfilled: int, total: int, status: str) -> None:
     assert phase_status(fulfilled, total, 0.75) == status
 

@@ -16,9 +16,8 @@ from sage_sandbox.sandbox.inside import landlock, namespaces, programs, rlimits,
 from sage_sandbox.sandbox.inside import syscalls as sc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from _socket import socket
+    from collections.abc import Callable
 
 RESULT_FD = 3
 RULESET_FD = 4

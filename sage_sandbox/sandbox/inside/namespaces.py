@@ -1,9 +1,9 @@
 """Namespaces and mounts: the foundation a zygote lays once, and the view of the world each child gets.
 
-Two mount namespaces: the pantry, a tmpfs that no operation ever sees, with `wire.HOST` (the host, recursively), `wire.ROOT`
-(what children without grants share), `wire.OWN_ROOT`, `wire.WORK` and `wire.LAYERS` (mount points for a child's private
-copy); and the lean one, in which `wire.ROOT` is all there is. Copying and leaving the host's mounts would be most of a
-child's cost, so only a child that needs something of the host starts from the pantry.
+Two mount namespaces: the pantry, a tmpfs that no operation ever sees, with `wire.HOST` (the host, recursively),
+`wire.ROOT` (what children without grants share), `wire.OWN_ROOT`, `wire.WORK` and `wire.LAYERS` (mount points for a
+child's private copy); and the lean one, in which `wire.ROOT` is all there is. Copying and leaving the host's mounts
+would be most of a child's cost, so only a child that needs something of the host starts from the pantry.
 
 Every function runs in the zygote or in a child that has not yet given its rights away; each raises OSError.
 """
@@ -13,11 +13,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from _socket import AF_INET, SOCK_DGRAM, socket
 from fcntl import ioctl
 from struct import pack
 from typing import TYPE_CHECKING
-
-from _socket import AF_INET, SOCK_DGRAM, socket
 
 from sage_sandbox.sandbox.inside import syscalls as sc
 from sage_sandbox.sandbox.inside import wire
@@ -46,7 +45,7 @@ def enter_zygote() -> None:
 
 
 def write_maps(proc_fd: int, process: str, uid: int, gid: int, outside: tuple[int, int] | None = None) -> None:
-    """One user and one group, and setgroups(2) denied (user_namespaces(7)): each itself, unless ``outside`` says who."""
+    """One user and group, and no setgroups(2) (user_namespaces(7)): each itself, unless ``outside`` says who."""
     outer_uid, outer_gid = outside or (uid, gid)
     maps = (("setgroups", "deny"), ("uid_map", f"{uid} {outer_uid} 1"), ("gid_map", f"{gid} {outer_gid} 1"))
     for name, text in maps:
@@ -140,7 +139,7 @@ def _mapped_namespace(holder: int, owner: tuple[int, int], outside: tuple[int, i
 
 
 def own_namespaces(step: wire.Namespaces, pantry: int) -> None:
-    """A session of its own (without it ``kill(0)`` crosses pid namespaces), its own mounts, perhaps its own loopback."""
+    """A session of its own (``kill(0)`` crosses pid namespaces), its own mounts, perhaps its own loopback."""
     os.setsid()
     if step.pantry:
         sc.setns(pantry, sc.CLONE_NEWNS)
@@ -168,7 +167,7 @@ def mount_work(step: wire.Work) -> None:
 def build_own_root(step: wire.OwnRoot) -> None:
     """A root in which mount points for grants can be made, with all that the shared root has."""
     sc.mount("tmpfs", wire.OWN_ROOT, "tmpfs", _TMPFS, "mode=0755,size=1m,nr_inodes=65536")
-    for path in (wire.BOX, "/proc", "/tmp"):
+    for path in (wire.BOX, "/proc", wire.TMP):
         os.makedirs(wire.OWN_ROOT + path, 0o755)
     for path in step.mounts:
         _bind(wire.ROOT, path, wire.OWN_ROOT + path, True, sc.MOUNT_ATTR_RDONLY | sc.MOUNT_ATTR_NOSUID)
@@ -179,7 +178,7 @@ def build_own_root(step: wire.OwnRoot) -> None:
 def place_box(step: wire.Place) -> None:
     """Show the operation its work folder."""
     _bind(wire.WORK, "/box", step.root + wire.BOX, True, WRITABLE)
-    _bind(wire.WORK, "/box/tmp", step.root + "/tmp", True, WRITABLE)
+    _bind(wire.WORK, "/box/tmp", step.root + wire.TMP, True, WRITABLE)
 
 
 def attach(step: wire.Attach, identity: tuple[int, int], idmaps: Mapping[tuple[int, int], int]) -> None:
@@ -193,9 +192,10 @@ def attach(step: wire.Attach, identity: tuple[int, int], idmaps: Mapping[tuple[i
     finally:
         os.close(source)
     try:
-        if step.layer < 0:
+        if step.direct:
             _make_place(step.root + step.path, step.folder)
             sc.move_mount(tree, step.root + step.path)
+            _cover(step, identity)
         else:
             sc.move_mount(tree, f"{wire.LAYERS}/{step.layer}")
             _attach_overlay(step, identity)
@@ -236,6 +236,21 @@ def _attach_overlay(step: wire.Attach, identity: tuple[int, int]) -> None:
     sc.mount("overlay", step.root + step.path, "overlay", flags, options)
 
 
+def _cover(step: wire.Attach, identity: tuple[int, int]) -> None:
+    """In a direct bind there is no layer to hide things in: mount nothing over them."""
+    masks = f"{wire.WORK}/masks/{step.layer}"
+    if step.masks:
+        os.mkdir(masks, 0o700)
+    for number, (path, content) in enumerate(step.masks):
+        target = f"{step.root}{step.path}/{path}"
+        folder = stat.S_ISDIR(os.lstat(target).st_mode)
+        if folder:
+            _make_owned(f"{masks}/{number}", 0o500, identity)
+        else:
+            _write_new(f"{masks}/{number}", content or b"")
+        _bind(wire.WORK, f"/masks/{step.layer}/{number}", target, folder, READ_ONLY)
+
+
 def _mask(masks: str, path: str, content: bytes | None, identity: tuple[int, int]) -> None:
     """In the topmost layer: nothing (a whiteout, allowed without privileges since Linux 5.8), or a file of ours."""
     at = masks
@@ -247,9 +262,7 @@ def _mask(masks: str, path: str, content: bytes | None, identity: tuple[int, int
     if content is None:
         os.mknod(f"{at}/{name}", _WHITEOUT | 0o600, 0)
         return
-    fd = os.open(f"{at}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
-    os.write(fd, content)
-    os.close(fd)
+    _write_new(f"{at}/{name}", content)
 
 
 def _attach_copy(step: wire.Attach, source: int, identity: tuple[int, int]) -> None:
@@ -287,13 +300,13 @@ def pivot(step: wire.Pivot) -> None:
         sc.mount_setattr(sc.AT_FDCWD, "/", 0, READ_ONLY)
     foreign = set(os.listdir("/")) - set(step.entries)
     if foreign:
-        raise OSError(errno.EBUSY, f"the host is still there: {sorted(foreign)[0]}")
+        raise OSError(errno.EBUSY, f"the host is still there: {min(foreign)}")
     os.makedirs(step.cwd, 0o755, exist_ok=True)
     os.chdir(step.cwd)
 
 
 def become(step: wire.Identity, proc_fd: int) -> None:
-    """Drop to the operation's user, in a user namespace of its own: it owns no mount, no network and no other process."""
+    """Drop to the operation's user, in a user namespace of its own that owns no mount and no network."""
     if step.switch:
         os.setgroups([])
         sc.prctl(sc.PR_SET_SECUREBITS, _NO_SETUID_FIXUP)
@@ -342,6 +355,12 @@ def _make_place(path: str, folder: bool) -> None:
     os.makedirs(path if folder else os.path.dirname(path), 0o755, exist_ok=True)
     if not folder:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+
+
+def _write_new(path: str, content: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+    os.write(fd, content)
+    os.close(fd)
 
 
 def _make_owned(path: str, mode: int, identity: tuple[int, int]) -> None:

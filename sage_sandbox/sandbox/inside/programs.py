@@ -1,7 +1,7 @@
 """What runs once the confinement stands: a Python operation in this process, or a command beneath it.
 
-We are the child: confined from here on, and about to run code that is not ours. What we send may be forged by that code;
-nobody out there believes more of it than that the operation said so.
+We are the child: confined from here on, and about to run code that is not ours. What we send may be forged by that
+code; nobody out there believes more of it than that the operation said so.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING, Any
 from sage_sandbox.sandbox.inside import wire
 
 if TYPE_CHECKING:
+    from _socket import socket
     from collections.abc import Callable
     from types import ModuleType, TracebackType
-
-    from _socket import socket
 
 CODE_FOLDER = wire.BOX + "/code"
 _BASE_ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "HOME": wire.BOX,
-    "TMPDIR": wire.BOX + "/tmp",
+    "TMPDIR": f"{wire.BOX}/tmp",
     "SAGE_OUT": wire.BOX + "/out",
     "LANG": "C.UTF-8",
     "TZ": "UTC",
@@ -58,7 +57,7 @@ def _run_python(sock: socket, request: wire.PythonRequest) -> None:
         module = _load(request.code, request.file)
         result = _call(_runnable(module), request.params.decode(), request.inputs.decode())
         body = _encode(result, request.result_max)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - whatever the operation raises is its outcome
         _flush()
         wire.send(sock, wire.ERROR, json.dumps(_describe(error, request.file)).encode())
         return
@@ -168,7 +167,7 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BaseException:  # noqa: BLE001 - the operation may have replaced or closed its streams
+        except BaseException:  # noqa: BLE001, S112 - the operation may have replaced or closed its streams
             continue
 
 

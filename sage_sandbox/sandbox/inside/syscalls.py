@@ -1,7 +1,8 @@
 """The kernel calls that Python's standard library does not have, each raising OSError with its own name.
 
-The only module of the project that imports ctypes. Numbers from 424 on are the same on every architecture; the few older
-ones are listed for the two that are supported. Sources: the man pages named at each function, linux/uapi headers of 6.18.
+The only module of the project that imports ctypes. Numbers from 424 on are the same on every architecture; the few
+older ones are listed for the two that are supported. Sources: the man pages named at each function, linux/uapi
+headers of 6.18.
 """
 
 from __future__ import annotations

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import marshal
 import struct
-from typing import TYPE_CHECKING, Any, NamedTuple
-
 from _socket import SCM_RIGHTS, SOL_SOCKET
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from _socket import socket
@@ -30,7 +29,7 @@ ERROR = b"E"  # python: what it raised; body: JSON object
 EXITED = b"X"  # command: how it ended; body: EXIT_STATUS
 
 ORDER = struct.Struct(">BII")
-"""What a supervisor sends a zygote once it stands: SPAWN with a serial and descriptors, or MAP with an owner's uid and gid."""
+"""What a supervisor sends a zygote that stands: SPAWN, a serial and descriptors, or MAP, an owner's uid and gid."""
 SPAWN = 0
 MAP = 1
 
@@ -52,19 +51,20 @@ WORK = "/work"
 LAYERS = "/layers"
 """Mount points for the lower layers of overlays, numbered."""
 LAYERS_MAX = 64
+TMP = "/tmp"  # noqa: S108 - an operation's own, never the host's
 BOX = "/sandbox/work"
-"""Where ``box`` appears inside. Its parent is in the zygote's tree: a Landlock rule there covers what is mounted below."""
+"""Where ``box`` appears inside. Its parent is the zygote's: a Landlock rule there covers what is mounted below."""
 
 
 class Namespaces(NamedTuple):
-    """Own session, mount namespace (copied from the ``pantry``, or the lean one) and, where ``network``, own loopback."""
+    """Own session, mount namespace (a copy of the ``pantry``, or the lean one) and, if ``network``, loopback."""
 
     network: bool
     pantry: bool
 
 
 class Work(NamedTuple):
-    """The capped tmpfs at ``target``: size in bytes, number of inodes, owner. ``box`` is its part that the operation sees."""
+    """The capped tmpfs at ``target``: size in bytes, inodes, owner. ``box`` is its part that the operation sees."""
 
     target: str
     box: str
@@ -88,10 +88,11 @@ class Place(NamedTuple):
 
 
 class Attach(NamedTuple):
-    """One grant: bound, or as an overlay. ``masks`` are (relative path, replacement or None to hide) pairs.
+    """One grant: bound, or as an overlay. ``masks`` are (relative path, replacement or None to hide) pairs; in a direct
+    bind what is hidden is covered by nothing of the same kind.
 
     ``device`` and ``inode`` are what the supervisor found at ``path``; ``owner`` the uid and gid that own it. ``layer``
-    numbers the overlay's layers, -1 for a direct bind. ``staged`` gives the overlay an upper layer in the work folder.
+    numbers it; ``direct`` is a bind, not an overlay. ``staged`` gives the overlay an upper layer in the work folder.
     """
 
     path: str
@@ -101,6 +102,7 @@ class Attach(NamedTuple):
     folder: bool
     writable: bool
     layer: int
+    direct: bool
     staged: bool
     masks: tuple[tuple[str, bytes | None], ...]
     root: str
@@ -121,7 +123,7 @@ class Pivot(NamedTuple):
 
 
 class Identity(NamedTuple):
-    """A user namespace of the operation's own, in which only ``uid`` and ``gid`` exist. ``switch``: become them first."""
+    """A user namespace in which only ``uid`` and ``gid`` exist. ``switch``: become them first."""
 
     uid: int
     gid: int
@@ -137,7 +139,7 @@ class Defaults(NamedTuple):
 
 
 class Rlimits(NamedTuple):
-    """(resource, value) pairs, soft = hard. ``address_space``: bytes above what the child has mapped, 0 for no limit."""
+    """(resource, value) pairs, soft = hard. ``address_space``: bytes above what is mapped already, 0 for no limit."""
 
     values: tuple[tuple[int, int], ...]
     address_space: int
@@ -148,7 +150,7 @@ class Powerless(NamedTuple):
 
 
 class Landlock(NamedTuple):
-    """Choose the zygote's ruleset, or make one for an own root and its ``writable`` paths, ``files`` those not folders."""
+    """The zygote's ruleset, or one for an ``own`` root and its ``writable`` paths; ``files`` are no folders."""
 
     own: bool
     root: str
@@ -170,15 +172,15 @@ class SelfCheck(NamedTuple):
 
 
 Step = (
-    Namespaces | Work | OwnRoot | Place | Attach | Proc | Pivot | Identity | Descriptors | Defaults | Rlimits | Powerless | Landlock
-    | Restrict | Seccomp | SelfCheck
+    Namespaces | Work | OwnRoot | Place | Attach | Proc | Pivot | Identity | Descriptors | Defaults | Rlimits |
+    Powerless | Landlock | Restrict | Seccomp | SelfCheck
 )  # fmt: skip
 
 STEPS: dict[str, type[Step]] = {
     kind.__name__: kind
     for kind in (
-        Namespaces, Work, OwnRoot, Place, Attach, Proc, Pivot, Identity, Descriptors, Defaults, Rlimits, Powerless, Landlock, Restrict,
-        Seccomp, SelfCheck,
+        Namespaces, Work, OwnRoot, Place, Attach, Proc, Pivot, Identity, Descriptors, Defaults, Rlimits, Powerless,
+        Landlock, Restrict, Seccomp, SelfCheck,
     )
 }  # fmt: skip
 
@@ -188,7 +190,8 @@ class Foundation(NamedTuple):
 
     ``binds`` are (host path, path inside, is a folder), read-only; ``files`` (path, content) pairs; ``links``
     (path, target) pairs; ``folders`` empty ones. ``owner`` is the uid and gid that own the project: with ``privileged``
-    its files are shown to the operation as its own. ``seccomp`` are the zygote's program and the one that locks a child.
+    its files are shown to the operation as its own. ``seccomp`` are the zygote's program and the one that locks a
+    child.
     """
 
     binds: tuple[tuple[str, str, bool], ...]
@@ -240,12 +243,12 @@ def pack(*records: tuple[Any, ...]) -> bytes:
 
 def unpack_steps(body: bytes) -> tuple[Step, ...]:
     """The steps of a frame that `pack` made."""
-    return tuple(STEPS[name](*fields) for name, *fields in marshal.loads(body))
+    return tuple(STEPS[name](*fields) for name, *fields in marshal.loads(body))  # noqa: S302 - see above
 
 
 def unpack_request(body: bytes) -> PythonRequest | CommandRequest | Foundation:
     """The one request of a frame that `pack` made."""
-    ((name, *fields),) = marshal.loads(body)
+    ((name, *fields),) = marshal.loads(body)  # noqa: S302 - see above
     return REQUESTS[name](*fields)
 
 

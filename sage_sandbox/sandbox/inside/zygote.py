@@ -12,7 +12,6 @@ import json
 import os
 import select
 import sys
-
 from _socket import AF_UNIX, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, socket
 
 from sage_sandbox.sandbox.inside import child, landlock, namespaces, programs, rlimits, wire
