@@ -205,7 +205,7 @@ class YamlLocator:
         lines, values = self._text.split("\n"), node.value.split("\n")
         if file_line >= len(lines) or line > len(values):
             return None
-        return file_line + 1, max(len(lines[file_line]) - len(values[line - 1]), 0) + column
+        return file_line + 1, max(len(lines[file_line].rstrip("\r")) - len(values[line - 1]), 0) + column
 
     def line(self, path: FieldPath) -> int:
         """Counted by libyaml already."""

@@ -61,14 +61,8 @@ def test_the_initial_environment_of_an_operation_is_empty(bench: Bench) -> None:
     assert Did(["/usr/local/bin:/usr/bin:/bin"]) == inside
 
 
-def test_no_word_of_the_users_environment_is_in_the_memory_of_an_operation(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_c_environment_holds_no_word_of_the_users(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_SECRET", "sesame-" + "7" * 20)
-    search = """
-    def act(low, high):
-        needle = b"sesame-" + b"7" * 20
-        held = ctypes.string_at(low, high - low)
-        return held.find(b"A_SECRET=" + needle) >= 0
-    """
     stack = """
     def act():
         # The environment lies above the stack's first frame: from here to the end of the stack.
@@ -79,7 +73,6 @@ def test_no_word_of_the_users_environment_is_in_the_memory_of_an_operation(bench
             index += 1
         return any("sesame" in word for word in found)
     """
-    del search
 
     assert Did(True) == bench.outside(stack)
     assert Did(False) == bench.inside(stack)
@@ -106,7 +99,7 @@ def test_no_descriptor_is_inherited(bench: Bench) -> None:
 
 def test_a_command_does_not_get_the_result_socket(bench: Bench) -> None:
     code = f"import os\n{DESCRIPTORS}\nprint(act())"
-    outcome = bench.command(sys.executable, "-I", "-S", "-c", code)
+    outcome = bench.command(os.path.realpath(sys.executable), "-I", "-S", "-c", code)
 
     assert Did([0, 1, 2]) == bench.outside(DESCRIPTORS)
     assert "[0, 1, 2]\n" == outcome.value()

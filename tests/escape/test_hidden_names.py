@@ -190,7 +190,6 @@ def test_a_socket_in_a_granted_folder_takes_no_connection(bench: Bench, folder: 
         assert Refused("ENOENT") == bench.inside(f"os.chdir({str(path.parent)!r})" + CONNECT, {"path": "s"}, policy=policy)
 
 
-@pytest.mark.xfail(strict=True, reason="HOLE steps._attach: a direct bind has no masks")
 def test_a_socket_in_a_write_through_folder_takes_no_connection(bench: Bench, folder: Path) -> None:
     path = folder / "a/s"
     with listening(path):
@@ -215,7 +214,7 @@ def test_a_socket_that_appears_in_a_granted_folder_takes_no_connection(bench: Be
     connect = f"""
     def act():
         os.chdir({str(path.parent)!r})
-        print("ready", flush=True)
+        os.write(1, b"ready\\n")
         os.read(0, 1)
         with socket.socket(socket.AF_UNIX) as made:
             made.connect("s")
@@ -226,7 +225,7 @@ def test_a_socket_that_appears_in_a_granted_folder_takes_no_connection(bench: Be
             op.go_on()
             outcome = op.wait()
 
-            assert Did() == bench.outside(connect)
+            assert Did() == bench.outside(f"os.chdir({str(path.parent)!r})" + CONNECT, {"path": "s"})
     assert outcome.value() in ({"errno": "ECONNREFUSED"}, {"errno": "ENOENT"})
 
 
@@ -259,7 +258,8 @@ def test_a_device_in_a_write_through_folder_is_not_opened(bench: Bench, folder: 
     read = "def act(path):\n    return open(path, 'rb').read(1).hex()"
 
     assert Did("00") == bench.outside(read, {"path": str(path)})
-    assert Refused("EACCES") == bench.inside(read, {"path": str(path)}, policy=granted(write_through=(folder,)))
+    # Covered by an empty file, or not opened at all.
+    assert bench.inside(read, {"path": str(path)}, policy=granted(write_through=(folder,))) in (Did(""), Refused("EACCES"))
 
 
 @pytest.mark.parametrize("kind", ["folder", "link"])

@@ -236,9 +236,9 @@ def test_when_not_even_a_thread_can_be_had_the_sandbox_is_unavailable(
         raise WorkerLost("no threads")
 
     monkeypatch.setattr(InlineSlot, "submit", refuse)
-    dispatcher = make()
+    dispatcher = make(parallel=1)
 
-    for _ in range(3):
+    for _ in range(2):
         dispatcher.grow(1)
     with pytest.raises(SandboxUnavailable, match="no worker"):
         dispatcher.grow(1)

@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sage_sandbox.workflow.findings import Findings
+from sage_sandbox.workflow.parsing import _deep_place
 from sage_sandbox.workflow.positions import JsonLocator, TomlLocator, place_at, show_path, walk
+from sage_sandbox.workflow.strict_yaml import read_yaml
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=4),
@@ -115,3 +118,36 @@ def test_paths_are_fit_for_a_terminal():
 
 def test_places_count_from_one():
     assert [(1, 1), (1, 2), (2, 1), (2, 2)] == [place_at("a\nb", offset) for offset in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        (("a", 0), (2, 4)),
+        (("a", 0, "x"), (2, 4)),
+        (("a", 9), (2, 2)),
+        (("a", "x"), (2, 2)),
+        (("b", 0), (1, 1)),
+        ((0,), (1, 1)),
+    ],
+)
+def test_yaml_places(path, expected):
+    assert expected == read_yaml("a:\n - 1\n", "", Findings())[1].place(path)
+
+
+def test_an_empty_yaml_text_has_one_place():
+    locator = read_yaml("", "", Findings())[1]
+
+    assert ((1, 1), None) == (locator.place(("a",)), locator.code_place(("a",), 1, 1))
+
+
+def test_code_with_odd_line_ends_has_the_place_of_its_field():
+    assert None is read_yaml("code: |\r  a\r  b\r", "", Findings())[1].code_place(("code",), 2, 1)
+
+
+def test_code_with_windows_line_ends_is_placed():
+    assert (3, 3) == read_yaml("code: |\r\n  a\r\n  b\r\n", "", Findings())[1].code_place(("code",), 2, 1)
+
+
+def test_text_that_is_not_deep_has_no_deep_place():
+    assert (1, 1) == _deep_place("[[]]")

@@ -1,0 +1,12 @@
+"""A process tree that does nothing but run a graph on loky: ``-m benchmarks.floors.loky_graph NODES WORKERS``."""
+
+import sys
+
+from benchmarks.floors.raw_loky import run_graph, warm_executor
+from benchmarks.graphs import layered
+
+if __name__ == "__main__":
+    nodes, workers = map(int, sys.argv[1:])
+    executor = warm_executor(workers)
+    run_graph(executor, layered(nodes))
+    executor.shutdown()

@@ -1,0 +1,65 @@
+"""loky by itself: warm executors, and the plainest loop that runs a graph on one. No sandbox, no state, no limits."""
+
+from __future__ import annotations
+
+import operator
+import queue
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, Future
+from functools import partial
+from typing import Any
+
+from loky import ProcessPoolExecutor
+
+
+def warm_executor(workers: int) -> Executor:
+    """An executor whose workers all run; shut it down."""
+    executor: Executor = ProcessPoolExecutor(workers, timeout=None)
+    for future in [executor.submit(time.sleep, 0.2) for _ in range(2 * workers)]:
+        future.result()
+    return executor
+
+
+def nothing(executor: Executor) -> object:
+    """Have a worker do nothing; from submit to result."""
+    return executor.submit(operator.index, 1).result()
+
+
+def wait_together(executor: Executor, waits: Sequence[float]) -> float:
+    """Sleep in as many workers at once; how long it took."""
+    started = time.monotonic()
+    for future in [executor.submit(time.sleep, wait) for wait in waits]:
+        future.result()
+    return time.monotonic() - started
+
+
+def run_graph(executor: Executor, edges: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    """Run every node as soon as its dependencies are done, with their results; all results."""
+    missing = {node: len(dependencies) for node, dependencies in edges.items()}
+    dependents: dict[str, list[str]] = {node: [] for node in edges}
+    for node, dependencies in edges.items():
+        for dependency in dependencies:
+            dependents[dependency].append(node)
+    ended: queue.SimpleQueue[tuple[str, Future[int]]] = queue.SimpleQueue()
+    results: dict[str, int] = {}
+
+    def start(node: str) -> None:
+        future = executor.submit(sum, [results[dependency] for dependency in edges[node]], 1)
+        future.add_done_callback(partial(_put, ended, node))
+
+    for node, count in missing.items():
+        if not count:
+            start(node)
+    while len(results) < len(edges):
+        node, future = ended.get()
+        results[node] = future.result()
+        for dependent in dependents[node]:
+            missing[dependent] -= 1
+            if not missing[dependent]:
+                start(dependent)
+    return results
+
+
+def _put(ended: queue.SimpleQueue[tuple[str, Future[int]]], node: str, future: Future[int]) -> None:
+    ended.put((node, future))
