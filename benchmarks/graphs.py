@@ -1,21 +1,18 @@
-"""Generated graphs, as bare edges, as workflows and as templates; the same ones every time."""
+"""Generated graphs as workflows and as templates; the same ones every time."""
 
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Mapping
 from typing import Final
 
+from benchmarks.edges import Edges
 from sage_sandbox.workflow.definition import Operation, Phase, Workflow
-
-Edges = Mapping[str, tuple[str, ...]]
 
 NOTHING: Final = "def run():\n    return 1\n"
 """The smallest operation."""
 ADD: Final = "def run(inputs):\n    return 1 + len(inputs)\n"
 """An operation that looks at what the ones before it left."""
-_WIDTH: Final = 20
 _FEATURE: Final[Mapping[str, tuple[int, tuple[str, ...]]]] = {
     "research": (3, ()),
     "specification": (1, ("research",)),
@@ -24,18 +21,6 @@ _FEATURE: Final[Mapping[str, tuple[int, tuple[str, ...]]]] = {
     "testing": (1, ("implementation",)),
     "review": (1, ("implementation", "testing")),
 }
-
-
-def layered(nodes: int) -> dict[str, tuple[str, ...]]:
-    """Layers of 20 nodes; each node depends on three of the layer before. The shape does not change with the size."""
-    chance = random.Random(7)  # noqa: S311 - a figure must be repeatable
-    names = [f"n{number}" for number in range(nodes)]
-    edges: dict[str, tuple[str, ...]] = {}
-    for number, name in enumerate(names):
-        start = number - number % _WIDTH
-        before = names[max(0, start - _WIDTH) : start]
-        edges[name] = tuple(chance.sample(before, min(3, len(before))))
-    return edges
 
 
 def workflow(edges: Edges, code: str = ADD) -> Workflow:

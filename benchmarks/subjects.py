@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -48,8 +48,8 @@ def in_process(supervisor: Supervisor, job: Job) -> Callable[[], object]:
 class KeptOpen(Dispatcher):
     """The slots of the runner, warm, and not closed by the runs they serve; `end` ends them.
 
-    Every slot has a worker, a zygote and a spare before the first measurement: as many operations as there are slots are
-    started side by side and cancelled once all of them run.
+    Every slot has a worker, a zygote and a spare before the first measurement: as many operations as there are slots
+    are started side by side and cancelled once all of them run.
     """
 
     def __init__(self, project: str, slots: int) -> None:
@@ -74,12 +74,13 @@ class KeptOpen(Dispatcher):
         self.send((Task(1, "benchmark", "op-1", 1, job),))
         while True:
             for news in self.wait(None):
-                if isinstance(news, Finished):
-                    return fulfilled(news.outcome)
-                if isinstance(news, Withheld):
-                    raise news.error
-                if isinstance(news, Lost | Returned):
-                    raise RuntimeError(f"the operation came back: {news}")
+                match news:
+                    case Finished(_, outcome):
+                        return fulfilled(outcome)
+                    case Withheld(error):
+                        raise error
+                    case Lost() | Returned():
+                        raise RuntimeError(f"the operation came back: {news}")
 
     def _occupy(self, project: str, slots: int) -> None:
         waiting = [Task(n, "warm-up", "op-1", 1, python_job(project, code=_ASLEEP)) for n in range(1, slots + 1)]
@@ -144,8 +145,3 @@ def cli_argv(*arguments: str) -> list[str]:
 def cores() -> int:
     """How many processes can run at once."""
     return len(os.sched_getaffinity(0))
-
-
-def read_grant(project: str) -> Mapping[str, str]:
-    """What a child process of a benchmark is told about its grant."""
-    return {**os.environ, "BENCH_READ": project}

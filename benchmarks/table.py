@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -66,6 +67,7 @@ def _ratio(spread: Mapping[str, Any] | None, floor: Mapping[str, Any] | None) ->
 
 def figure(value: float, unit: str = "") -> str:
     """Three significant digits."""
-    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    digits = 2 - math.floor(math.log10(abs(value))) if value else 0
+    digits = min(max(digits, 0), 5)
     text = f"{value:.{digits}f}"
     return text + unit if unit in ("x", "/s") else f"{text} {unit}".rstrip()

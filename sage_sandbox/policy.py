@@ -72,6 +72,11 @@ class Policy:
         return any(getattr(self, field.name) for field in fields(self))
 
     @property
+    def grants_paths(self) -> bool:
+        """Whether anything of the host's files is granted."""
+        return bool(self.read or self.write or self.write_through)
+
+    @property
     def repeatable(self) -> bool:
         """Whether running the operation twice can be told from running it once only by its cost."""
         return not (self.write or self.write_through or self.net or self.tool)

@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# The benchmarks are a package of the checkout. Last, so that what is tested is the installed package.
+sys.path.append(str(Path(__file__).parents[1]))
 
 settings.register_profile("sage", deadline=None, database=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("sage")

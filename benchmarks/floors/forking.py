@@ -1,4 +1,4 @@
-"""The rate of `fork_rate` on all cores at once."""
+"""The rates of `fork_rate` on all cores at once."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 _PROGRAM: Final = Path(__file__).with_name("fork_rate.py")
 
 
-def fork_rate(cores: int, seconds: float) -> float:
+def fork_rate(kind: Literal["bare", "served"], cores: int, seconds: float) -> float:
     """Forks a second of ``cores`` lean interpreters together."""
-    argv = [os.path.realpath(sys.executable), "-I", "-S", str(_PROGRAM), str(seconds)]
+    argv = [os.path.realpath(sys.executable), "-I", "-S", str(_PROGRAM), kind, str(seconds)]
     running = [
         subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={}, text=True) for _ in range(cores)
     ]

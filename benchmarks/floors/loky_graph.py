@@ -2,8 +2,8 @@
 
 import sys
 
+from benchmarks.edges import layered
 from benchmarks.floors.raw_loky import run_graph, warm_executor
-from benchmarks.graphs import layered
 
 if __name__ == "__main__":
     nodes, workers = map(int, sys.argv[1:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 BARE: Final = (os.path.realpath(sys.executable), "-I", "-S", "-c", "pass")
@@ -14,18 +14,13 @@ BARE: Final = (os.path.realpath(sys.executable), "-I", "-S", "-c", "pass")
 NOT_INSTALLED: Final = "not installed"
 
 
-def run_program(argv: Sequence[str], env: Mapping[str, str] | None = None, cwd: str | None = None) -> None:
-    """Run a program to its end, silently; by posix_spawn, the cheapest way there is (``cwd`` costs a chdir of ours)."""
+def run_program(argv: Sequence[str]) -> None:
+    """Run a program to its end, silently; by posix_spawn, the cheapest way there is."""
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    before = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        if cwd is not None:
-            os.chdir(cwd)
         actions = [(os.POSIX_SPAWN_DUP2, null, number) for number in (0, 1, 2)]
-        pid = os.posix_spawn(argv[0], list(argv), dict(os.environ if env is None else env), file_actions=actions)
+        pid = os.posix_spawn(argv[0], list(argv), dict(os.environ), file_actions=actions)
     finally:
-        os.fchdir(before)
-        os.close(before)
         os.close(null)
     _, status = os.waitpid(pid, 0)
     if status:
@@ -40,7 +35,7 @@ def bubblewrap_argv(program: Sequence[str]) -> list[str] | None:
     found = shutil.which("bwrap")
     if found is None:
         return None
-    wrapped = ("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp")  # noqa: S108 - theirs
+    wrapped = ("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp")
     return [found, *wrapped, "--unshare-all", "--die-with-parent", "--new-session", *program]
 
 

@@ -47,7 +47,10 @@ MakePool = Callable[[Initializer, tuple[Any, ...]], Pool]
 def loky_pool(initializer: Initializer, initargs: tuple[Any, ...]) -> Pool:
     """Worker processes; loky is loaded here and not before."""
     from sage_sandbox.pool.loky_pool import LokyPool
+    from sage_sandbox.sandbox import cgroup
 
+    # On cgroup version 2 a process makes room for groups by moving into a leaf, where only its later children follow.
+    cgroup.find()
     return LokyPool(initializer, initargs)
 
 

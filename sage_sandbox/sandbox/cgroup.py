@@ -85,7 +85,7 @@ class Cgroup(ABC):
         self._places = places
         self._limits: tuple[int, int] | None = None
         self._base = _Counters()
-        self._held: dict[Path, int] = {}
+        self._held: dict[str, int] = {}
         self.procs_fds: tuple[int, ...] = ()
         self._build()
 
@@ -155,13 +155,13 @@ class Cgroup(ABC):
         self.procs_fds = ()
         self._held.clear()
 
-    def _get(self, path: Path) -> str:
+    def _get(self, path: str) -> str:
         """A file of the group, through a descriptor that is kept: a tenth of what opening it again costs."""
         if path not in self._held:
             self._held[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         return _read_all(self._held[path])
 
-    def _keyed(self, path: Path, key: str) -> int:
+    def _keyed(self, path: str, key: str) -> int:
         """The number behind ``key`` in a flat-keyed file; 0 where this kernel does not count it."""
         try:
             lines = (line.split() for line in self._get(path).splitlines())
@@ -176,7 +176,7 @@ class Cgroup(ABC):
         """
         if self._charged() > memory // 32:
             self._reclaim()
-        tasks = int(self._get(self._places.pids / "pids.current"))
+        tasks = int(self._get(f"{self._places.pids}/pids.current"))
         if tasks > pids // 8 or self._charged() > memory // 8:
             self._rebuild()
 
@@ -243,19 +243,19 @@ class _GroupV1(Cgroup):
         _write(self._places.memory / "memory.max_usage_in_bytes", "0")
 
     def _peak(self) -> int:
-        return int(self._get(self._places.memory / "memory.max_usage_in_bytes"))
+        return int(self._get(f"{self._places.memory}/memory.max_usage_in_bytes"))
 
     def _charged(self) -> int:
-        return int(self._get(self._places.memory / "memory.usage_in_bytes"))
+        return int(self._get(f"{self._places.memory}/memory.usage_in_bytes"))
 
     def _reclaim(self) -> None:
         _write(self._places.memory / "memory.force_empty", "0")
 
     def _counters(self) -> _Counters:
         return _Counters(
-            int(self._get(self._places.cpu / "cpuacct.usage")) / 1e9,
-            self._keyed(self._places.memory / "memory.oom_control", "oom_kill"),
-            self._keyed(self._places.pids / "pids.events", "max"),
+            int(self._get(f"{self._places.cpu}/cpuacct.usage")) / 1e9,
+            self._keyed(f"{self._places.memory}/memory.oom_control", "oom_kill"),
+            self._keyed(f"{self._places.pids}/pids.events", "max"),
         )
 
     def _kill_once(self) -> None:
@@ -324,7 +324,7 @@ class _GroupV2(Cgroup):
         return self._highest
 
     def _charged(self) -> int:
-        return int(self._get(self._folder / "memory.current"))
+        return int(self._get(f"{self._folder}/memory.current"))
 
     def _reclaim(self) -> None:
         # memory.reclaim is 5.19; EAGAIN says it gave back less than was asked for.
@@ -333,9 +333,9 @@ class _GroupV2(Cgroup):
 
     def _counters(self) -> _Counters:
         return _Counters(
-            self._keyed(self._folder / "cpu.stat", "usage_usec") / 1e6,
-            self._keyed(self._folder / "memory.events", "oom_kill"),
-            self._keyed(self._folder / "pids.events", "max"),
+            self._keyed(f"{self._folder}/cpu.stat", "usage_usec") / 1e6,
+            self._keyed(f"{self._folder}/memory.events", "oom_kill"),
+            self._keyed(f"{self._folder}/pids.events", "max"),
         )
 
     def _kill_once(self) -> None:

@@ -42,35 +42,33 @@ class Masker:
         ``named`` are absolute paths that grants name themselves: these stay, and of a hidden folder the way to them
         does.
         """
-        return tuple(self._walk(root, "", named, hidden=False))
+        return tuple(self._walk(root, named))
 
-    def _walk(self, root: str, relative: str, named: frozenset[str], *, hidden: bool) -> Iterator[Mask]:
-        # A stack, not recursion: a hostile tree may be deeper than Python's.
-        stack = [(relative, hidden)]
+    def _walk(self, root: str, named: frozenset[str]) -> Iterator[Mask]:
+        # A stack, not recursion: a hostile tree may be deeper than Python's. Each entry: its path as a prefix, and
+        # whether it is a hidden folder on the way to something that is named.
+        stack = [("", False)]
         while stack:
-            here, inside_hidden = stack.pop()
-            folder = os.path.join(root, here) if here else root
-            listing = self._list(folder, root)
-            for name in listing.covered if not inside_hidden else (*listing.covered, *listing.folders):
-                path = os.path.join(here, name)
-                absolute = os.path.join(root, path)
+            prefix, hidden = stack.pop()
+            listing = self._list(f"{root}/{prefix}".rstrip("/"), root)
+            for name in (*listing.covered, *listing.folders) if hidden else listing.covered:
+                absolute = f"{root}/{prefix}{name}"
                 if absolute in named:
                     continue
                 if any(other.startswith(absolute + "/") for other in named):
-                    stack.append((path, True))
+                    stack.append((f"{prefix}{name}/", True))
                 else:
-                    yield path, None
-            if inside_hidden:
+                    yield prefix + name, None
+            if hidden:
                 continue
             for name in listing.configs:
-                path = os.path.join(here, name)
-                if os.path.join(root, path) not in named:
-                    yield path, git_config(Path(folder, name))
-            stack.extend((os.path.join(here, name), False) for name in listing.folders if name not in listing.covered)
+                if f"{root}/{prefix}{name}" not in named:
+                    yield prefix + name, git_config(Path(root, prefix, name))
+            stack += [(f"{prefix}{name}/", False) for name in listing.folders]
 
     def _list(self, folder: str, root: str) -> _Listing:
         try:
-            status = os.stat(folder, follow_symlinks=False)
+            status = os.lstat(folder)
         except OSError:
             return _Listing((0, 0, 0), (), (), ())
         stamp = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
@@ -92,8 +90,6 @@ def _read_folder(folder: str, stamp: tuple[int, int, int], relative: str) -> _Li
         is_folder = entry.is_dir(follow_symlinks=False)
         if is_hidden(entry.name) or not (is_folder or entry.is_file(follow_symlinks=False) or entry.is_symlink()):
             covered.append(entry.name)
-            if is_folder:
-                folders.append(entry.name)
         elif is_folder:
             folders.append(entry.name)
         elif is_git_config([*above, entry.name]):

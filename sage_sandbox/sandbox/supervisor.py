@@ -26,6 +26,11 @@ ZYGOTE_OPERATIONS: Final = 1_000
 ZYGOTE_AGE_S: Final = 600.0
 """A zygote is replaced after so many operations or seconds: its children share address layout and hash seed."""
 
+BACK_TO_BACK_S: Final = 0.003
+REFILL_DELAY_S: Final = 0.001
+"""When operations come back to back, the next child is made while one runs. After a rest a short operation shall not share
+the processors and the zygote with that: it waits so long, or until the operation is over."""
+
 
 class Supervisor:
     """Runs one operation after the other, each in a child of its own. Not thread-safe; lives as long as its worker.
@@ -37,12 +42,14 @@ class Supervisor:
         self.project = os.path.realpath(project)
         self.slot = slot
         self._masker = Masker()
+        self._plain: dict[tuple[object, ...], steps.Blueprint] = {}
         self._who: steps.Identity | None = None
         self._home: cgroup.CgroupHome | None = None
         self._groups: list[cgroup.Cgroup] = []
         self._zygote: Zygote | None = None
         self._packages: tuple[str, ...] = ()
         self._spare: Child | None = None
+        self._idle_since = 0.0
 
     def prepare(self) -> None:
         """Start the zygote and a spare ahead of the first operation. SandboxUnavailable if that cannot be."""
@@ -110,6 +117,15 @@ class Supervisor:
         self._zygote = self._spare = None
 
     def _blueprint(self, job: Job) -> steps.Blueprint:
+        if job.policy.grants_paths:
+            # Compiled anew each time: what is hidden in a folder may have changed.
+            return self._compile(job)
+        key = (job.policy.loopback, job.limits.disk, job.limits.memory, job.limits.cpu_s, job.limits.pids, job.packages)
+        if key not in self._plain:
+            self._plain[key] = self._compile(job)
+        return self._plain[key]
+
+    def _compile(self, job: Job) -> steps.Blueprint:
         assert self._who is not None
         assert self._zygote is not None
         return steps.compile_steps(
@@ -205,9 +221,8 @@ class Supervisor:
             if child.group is not None:
                 child.group.limit(job.limits.memory, job.limits.pids)
             watch.start(wire.pack(_request(job, terminal >= 0)))
-            if watch.relay is None:
-                self._refill(child.blueprint)
-            watch.until_gone(zygote)
+            rested = watch.started - self._idle_since > BACK_TO_BACK_S
+            watch.until_gone(zygote, lambda: self._refill(child.blueprint), REFILL_DELAY_S if rested else 0.0)
         except (ChildGone, BrokenProtocol, BrokenPipeError, ConnectionResetError):
             self._drop_zygote()
             return rejected("worker lost", "the sandbox's zygote died under the operation")
@@ -218,6 +233,7 @@ class Supervisor:
             if child.group is not None:
                 self._groups.append(child.group)
             child.close()
+            self._idle_since = time.monotonic()
 
     def _collect(self, child: Child, job: Job, outcome: Outcome) -> Outcome:
         """Take over what a fulfilled operation left in files; if that cannot be, it is not fulfilled."""

@@ -110,15 +110,26 @@ class Watch:
         else:
             self._feed()
 
-    def until_gone(self, zygote: Zygote) -> None:
-        """Relay, measure and judge until the child and all beneath it are dead."""
+    def until_gone(self, zygote: Zygote, meanwhile: Callable[[], None], delay_s: float) -> None:
+        """Relay, measure and judge until the child and all beneath it are dead.
+
+        ``meanwhile`` is called once, when the operation has run for ``delay_s`` or is over.
+        """
         self._listen(zygote.fileno(), zygote.listen)
+        moment: float | None = time.monotonic() + delay_s
         while self.child.gone is None:
             until = self.next_look if self.stopped else min(self.deadline, self.next_look)
+            if moment is not None:
+                until = min(until, moment)
+                if time.monotonic() >= moment:
+                    moment = None
+                    meanwhile()
             for fd, _events in self._poll.poll(max(0.0, until - time.monotonic()) * 1000):
                 if fd in self._handlers:
                     self._handlers[fd]()
             self._look()
+        if moment is not None:
+            meanwhile()
         self._drain()
 
     def stop(self, why: Stopped) -> None:

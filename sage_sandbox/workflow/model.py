@@ -16,7 +16,7 @@ ID_PATTERN: Final = r"^[a-z0-9-]{1,64}$"
 PARAMETER_PATTERN: Final = r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$"
 ENV_PATTERN: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
 PACKAGE_PATTERN: Final = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$"
-SCHEMA_ID: Final = "https://sage-sandbox.dev/schema/workflow-1.json"
+SCHEMA_ID: Final = "urn:sage-sandbox:template"
 UNAVAILABLE_TYPES: Final = ("mcp", "llm")
 THRESHOLD: Final = 0.75
 

@@ -165,6 +165,23 @@ def test_a_reader_who_leaves_early_is_no_error():
     assert (1, b"") == (done.returncode, done.stderr)
 
 
+def test_a_reader_who_leaves_during_the_last_words_is_no_error():
+    code = (
+        "from sage_sandbox.cli import main as m, demo; demo.command.callback = lambda **_: print('x'); m.main(['demo'])"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    env = {**os.environ, "PYTHONPATH": PACKAGE_FOLDER, "PYTHONUNBUFFERED": ""}
+    done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, env=env, check=False)
+    os.close(write)
+
+    assert (0, b"") == (done.returncode, done.stderr)
+
+
+def test_verbs_are_listed_for_shell_completion():
+    assert list(frame.VERBS) == frame.cli.list_commands(click.Context(frame.cli))
+
+
 def test_confining_verbs_say_why_they_cannot_on_other_systems(verb, capsys, monkeypatch):
     verb(lambda: pytest.fail("was run"), confines=True)
     monkeypatch.setattr(sys, "platform", "darwin")

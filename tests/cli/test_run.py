@@ -13,6 +13,7 @@ import termios
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from textwrap import dedent
@@ -229,6 +230,17 @@ def test_an_option_that_cannot_be_meant_is_a_usage_error(jobs, template, capsys,
 
     assert capsys.readouterr().err.startswith("✗ ")
     assert [] == jobs
+
+
+def test_what_the_user_should_know_is_said_before_the_run(jobs, template, capsys, monkeypatch):
+    prepare = api.prepare
+    monkeypatch.setattr(
+        api, "prepare", lambda *args, **kw: replace(prepare(*args, **kw), notices=("not\x1bremembered",))
+    )
+
+    assert main(["run", template(ONE)]) == ExitCode.DONE
+
+    assert "⚠ not\\x1bremembered\n" == capsys.readouterr().err.splitlines(keepends=True)[0]
 
 
 def test_a_required_cgroup_reaches_the_operation(jobs, template):

@@ -148,6 +148,12 @@ def reached(outside: End, refusal: str) -> None:
         pytest.skip("this kernel does not have the call")
 
 
+def plain(body: str, **names: str) -> None:
+    """Source text by a plain interpreter, where these names stand for these strings; it must go through."""
+    given = "".join(f"{name} = {value!r}\n" for name, value in names.items())
+    subprocess.run([sys.executable, "-I", "-S", "-c", f"import os\n{given}{body}"], check=True, timeout=PATIENCE_S)
+
+
 def needs_root(why: str) -> pytest.MarkDecorator:
     """A skip for a user to whom the kernel refuses the act anyway."""
     return pytest.mark.skipif(not ROOT, reason=f"outside too, only root may {why}")

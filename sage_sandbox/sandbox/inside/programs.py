@@ -36,10 +36,24 @@ _BASE_ENVIRONMENT = {
 _MESSAGE_MAX = 4_000
 
 
+_REHEARSAL = wire.pack(
+    wire.PythonRequest(
+        code="import json\n\ndef run(params, inputs, tools):\n    return {'n': [1, 2.5, 'x', None, params]}\n",
+        file="<rehearsal>",
+        files=(),
+        params=b'{"a": [1]}',
+        inputs=b"{}",
+        env=(("SAGE_ATTEMPT", "1"),),
+        result_max=1 << 20,
+    )
+)
+
+
 def rehearse() -> None:
     """Do once what every operation does, so that its copy-on-write page faults lie behind us."""
-    module = _load("def run(params, inputs, tools):\n    return {'n': [1, 2.5, 'x', None]}\n", "<rehearsal>")
-    _encode(_call(module.run, "null", "{}"), 1 << 20)
+    request = wire.unpack_request(_REHEARSAL[wire.LENGTH.size :])
+    assert isinstance(request, wire.PythonRequest)
+    _perform(request)
 
 
 def run(sock: socket, request: wire.PythonRequest | wire.CommandRequest | wire.Foundation) -> None:
@@ -47,22 +61,21 @@ def run(sock: socket, request: wire.PythonRequest | wire.CommandRequest | wire.F
     if isinstance(request, wire.CommandRequest):
         _run_command(sock, request)
     elif isinstance(request, wire.PythonRequest):
-        _run_python(sock, request)
+        wire.send(sock, *_perform(request))
 
 
-def _run_python(sock: socket, request: wire.PythonRequest) -> None:
+def _perform(request: wire.PythonRequest) -> tuple[bytes, bytes]:
+    """What a Python operation leaves: the kind of its frame, and the body."""
     os.environ.update(_BASE_ENVIRONMENT, **dict(request.env))
     try:
         _install_files(request)
         module = _load(request.code, request.file)
         result = _call(_runnable(module), request.params.decode(), request.inputs.decode())
-        body = _encode(result, request.result_max)
+        return wire.VALUE, _encode(result, request.result_max)
     except BaseException as error:  # noqa: BLE001 - whatever the operation raises is its outcome
+        return wire.ERROR, json.dumps(_describe(error, request.file)).encode()
+    finally:
         _flush()
-        wire.send(sock, wire.ERROR, json.dumps(_describe(error, request.file)).encode())
-        return
-    _flush()
-    wire.send(sock, wire.VALUE, body)
 
 
 def _install_files(request: wire.PythonRequest) -> None:

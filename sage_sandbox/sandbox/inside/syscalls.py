@@ -77,7 +77,6 @@ _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 _long = ctypes.c_long
 _prctl = _libc.prctl
-_prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 
 
 def _checked(result: int, name: str, about: str = "") -> int:
