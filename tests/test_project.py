@@ -64,13 +64,27 @@ def test_inside_imports_the_standard_library_and_itself_only(path):
     assert set() == foreign
 
 
-def test_every_package_that_is_imported_is_declared():
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
-    names = {re.split(r"[^\w-]", requirement)[0].lower() for requirement in declared}
-    imported = {name.split(".")[0] for path in MODULES for name in imports_of(path)}
-    foreign = imported - sys.stdlib_module_names - {"sage_sandbox"}
+def declared_names(requirements: list[str | dict[str, str]]) -> set[str]:
+    """What is imported for each requirement, as far as the two differ from a lower-case name with underscores."""
+    names = {re.split(r"[^\w-]", text)[0].lower().replace("-", "_") for text in requirements if isinstance(text, str)}
+    return {{"pyyaml": "yaml"}.get(name, name) for name in names} | {"pydantic_core"}  # pydantic pins its core
 
-    assert {{"yaml": "pyyaml", "pydantic_core": "pydantic"}.get(name, name) for name in foreign} <= names
+
+def foreign_imports(paths: list[Path]) -> set[str]:
+    own = {"sage_sandbox", "benchmarks", *(path.stem for path in (ROOT / "tests").iterdir())}
+    own |= {path.stem for path in paths}
+    return {name.split(".")[0] for path in paths for name in imports_of(path)} - sys.stdlib_module_names - own
+
+
+def test_every_package_that_is_imported_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    groups = project["dependency-groups"]
+    ours = declared_names(project["project"]["dependencies"])
+    tests = ours | declared_names(groups["test"] + groups["coverage"])
+
+    assert foreign_imports(MODULES) <= ours
+    assert foreign_imports(sorted((ROOT / "tests").rglob("*.py"))) <= tests
+    assert foreign_imports(sorted((ROOT / "benchmarks").rglob("*.py"))) <= ours | declared_names(groups["bench"])
 
 
 def test_only_faces_import_the_public_package():

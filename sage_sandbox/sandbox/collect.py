@@ -16,7 +16,14 @@ from dataclasses import dataclass
 
 from sage_sandbox.errors import SageError
 from sage_sandbox.outcome import Artifact
-from sage_sandbox.policy import ARTIFACT_DEPTH_MAX, ARTIFACT_FILES_MAX, ARTIFACTS_MAX, format_size, is_hidden, is_protected
+from sage_sandbox.policy import (
+    ARTIFACT_DEPTH_MAX,
+    ARTIFACT_FILES_MAX,
+    ARTIFACTS_MAX,
+    format_size,
+    is_hidden,
+    is_protected,
+)
 from sage_sandbox.sandbox.inside import syscalls as sc
 from sage_sandbox.sandbox.steps import Stage
 
@@ -184,7 +191,7 @@ def _plan_entry(upper: int, base: str, stage: Stage, entry: Found, unprotected: 
 
 
 def _removal(stage: Stage, entry: Found, unprotected: tuple[str, ...]) -> Change:
-    """Remove a file, or a folder with all that is in it outside; a protected or hidden name in there refuses the lot."""
+    """Remove a file, or a folder with all that is in it outside; a protected or hidden name there refuses the lot."""
     doomed = os.path.join(stage.path, entry.path)
     for folder, folders, files in os.walk(doomed, followlinks=False):
         for name in (*folders, *files):

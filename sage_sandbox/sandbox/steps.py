@@ -85,7 +85,7 @@ def foundation(
         binds=(*binds, *etc_binds, *packages),
         files=_own_etc(who),
         links=(
-            *links, *etc_links, *device_links, ("/dev/fd", "/proc/self/fd"), ("/dev/shm", wire.BOX + wire.TMP),
+            *links, *etc_links, *device_links, ("/dev/fd", "/proc/self/fd"), (wire.SHARED_MEMORY, wire.BOX + wire.TMP),
             (wire.TMP, wire.BOX + wire.TMP),
         ),
         folders=() if _beneath(project, wire.TMP) else (project,),

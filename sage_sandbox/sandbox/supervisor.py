@@ -28,8 +28,8 @@ ZYGOTE_AGE_S: Final = 600.0
 
 BACK_TO_BACK_S: Final = 0.003
 REFILL_DELAY_S: Final = 0.001
-"""When operations come back to back, the next child is made while one runs. After a rest a short operation shall not share
-the processors and the zygote with that: it waits so long, or until the operation is over."""
+"""When operations come back to back, the next child is made while one runs. After a rest a short operation shall not
+share the processors and the zygote with that: it waits so long, or until the operation is over."""
 
 
 class Supervisor:

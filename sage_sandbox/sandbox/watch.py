@@ -328,10 +328,15 @@ class Watch:
 
 
 def _capabilities(child: Child) -> Capabilities:
-    grants = [step for step in child.blueprint.steps if isinstance(step, wire.Attach)] if child.blueprint else []
-    hidden: Literal["overlay", "none needed"] = "overlay" if any(grant.folder and not grant.direct for grant in grants) else "none needed"
     memory: Literal["cgroup", "sampled"] = "sampled" if child.group is None else "cgroup"
-    return Capabilities(memory, bool(child.capabilities.get("proc")), hidden)
+    return Capabilities(memory, bool(child.capabilities.get("proc")), _hidden(child))
+
+
+def _hidden(child: Child) -> Literal["overlay", "entries", "none needed"]:
+    steps = child.blueprint.steps if child.blueprint is not None else ()
+    if not any(isinstance(step, wire.Attach) and step.folder and not step.direct for step in steps):
+        return "none needed"
+    return "entries" if child.capabilities.get("hidden") == "entries" else "overlay"
 
 
 def _is_full(work_fd: int) -> bool:

@@ -192,5 +192,12 @@ def test_the_profile_names_every_stretch_of_an_operation(scratch: Path, confines
     done = run_module("benchmarks.profile_child", "--times", "3", scratch=scratch)
 
     assert 0 == done.returncode, done.stderr
-    for stretch in ("compile_steps", "request sent", "result to gone", "submit to result", "confine to ready"):
+    for stretch in (
+        "compile_steps",
+        "request sent",
+        "result to gone",
+        "submit to result",
+        "confine to ready",
+        "Seccomp",
+    ):
         assert stretch in done.stdout

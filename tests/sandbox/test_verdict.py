@@ -103,7 +103,6 @@ def test_a_limit_is_named_with_the_option_that_doubles_it(seen, limit):
         (ending(frame=(wire.EXITED, wire.EXIT_STATUS.pack(0))), "error", NO_RESULT),
         (ending(COMMAND, (wire.VALUE, b"1")), "error", NO_RESULT),
         (ending(frame=(wire.ERROR, b"[]")), "error", NO_RESULT),
-        (ending(frame=(wire.VALUE, b"NaN")), "error", "the result holds NaN, which is no JSON number"),
         (ending(frame=(wire.ERROR, b"{")), "error", "the result is not JSON: "),
         (ending(), "error", "ended without a result (exit status 0)"),
         (ending(status=7 << 8), "error", "ended without a result (exit status 7)"),
@@ -174,6 +173,13 @@ def test_stdout_that_is_not_the_json_it_should_be_rejects():
 
     assert ("rejected", "error") == (outcome.status, outcome.reason)
     assert outcome.error.startswith("the result is not JSON")
+
+
+def test_a_result_that_is_no_json_says_what_is_in_it():
+    outcome = judge(ending(frame=(wire.VALUE, b"[NaN]")))
+
+    assert "error" == outcome.reason
+    assert outcome.error.endswith("the result holds NaN, which is no JSON number")
 
 
 def test_an_exit_code_that_is_named_as_good_is_good():

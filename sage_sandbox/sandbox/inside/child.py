@@ -79,7 +79,8 @@ class Ascent:
         os.close(fd)
 
     def _attach(self, step: wire.Attach) -> None:
-        namespaces.attach(step, self.identity, self.inherited.idmaps)
+        if not namespaces.attach(step, self.identity, self.inherited.idmaps):
+            self.capabilities["hidden"] = "entries"
 
     def _proc(self, step: wire.Proc) -> None:
         self.capabilities["proc"] = namespaces.mount_proc(step)

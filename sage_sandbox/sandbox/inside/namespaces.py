@@ -181,13 +181,13 @@ def place_box(step: wire.Place) -> None:
     _bind(wire.WORK, "/box/tmp", step.root + wire.TMP, True, WRITABLE)
 
 
-def attach(step: wire.Attach, identity: tuple[int, int], idmaps: Mapping[tuple[int, int], int]) -> None:
-    """Show one granted file or folder at the path it has outside."""
+def attach(step: wire.Attach, identity: tuple[int, int], idmaps: Mapping[tuple[int, int], int]) -> bool:
+    """Show one granted file or folder at the path it has outside. False if what is hidden took the slow way."""
     source = _open_granted(step)
     try:
         if step.staged and not step.folder:
             _attach_copy(step, source, identity)
-            return
+            return True
         tree = _clone(source, READ_ONLY if step.staged or not step.writable else WRITABLE, idmaps.get(step.owner, 0))
     finally:
         os.close(source)
@@ -196,9 +196,9 @@ def attach(step: wire.Attach, identity: tuple[int, int], idmaps: Mapping[tuple[i
             _make_place(step.root + step.path, step.folder)
             sc.move_mount(tree, step.root + step.path)
             _cover(step, identity)
-        else:
-            sc.move_mount(tree, f"{wire.LAYERS}/{step.layer}")
-            _attach_overlay(step, identity)
+            return True
+        sc.move_mount(tree, f"{wire.LAYERS}/{step.layer}")
+        return _attach_overlay(step, identity)
     finally:
         os.close(tree)
 
@@ -216,7 +216,7 @@ def _open_granted(step: wire.Attach) -> int:
     return source
 
 
-def _attach_overlay(step: wire.Attach, identity: tuple[int, int]) -> None:
+def _attach_overlay(step: wire.Attach, identity: tuple[int, int]) -> bool:
     masks = f"{wire.WORK}/masks/{step.layer}"
     lower = f"{wire.LAYERS}/{step.layer}"
     mode = stat.S_IMODE(os.stat(lower).st_mode) & 0o777 | 0o500
@@ -233,7 +233,39 @@ def _attach_overlay(step: wire.Attach, identity: tuple[int, int]) -> None:
         options += f",upperdir={stage}/upper,workdir={stage}/work"
     _make_place(step.root + step.path, folder=True)
     flags = sc.MS_NOSUID | sc.MS_NODEV | (0 if step.staged else sc.MS_RDONLY)
-    sc.mount("overlay", step.root + step.path, "overlay", flags, options)
+    try:
+        sc.mount("overlay", step.root + step.path, "overlay", flags, options)
+    except OSError:
+        # Some file systems cannot be a lower layer (overlayfs.rst, "Changes to underlying filesystems"). Staged writing
+        # has no other way; what is only read can be shown piece by piece.
+        if step.staged:
+            raise
+        _attach_entries(step)
+        return False
+    return True
+
+
+def _attach_entries(step: wire.Attach) -> None:
+    """A folder without its hidden names, entry by entry: those that hold none are bound, the others made anew."""
+    lower, target = f"{wire.LAYERS}/{step.layer}", step.root + step.path
+    replacements = dict(step.masks)
+    opened = {""} | {
+        "/".join(parts[:n]) for parts in (p.split("/") for p in replacements) for n in range(1, len(parts))
+    }
+    sc.mount("tmpfs", target, "tmpfs", _TMPFS, "mode=0755,size=1m,nr_inodes=65536")
+    for folder in sorted(opened):
+        for name in os.listdir(f"{lower}/{folder}"):
+            path = f"{folder}/{name}" if folder else name
+            if path in replacements:
+                if (content := replacements[path]) is not None:
+                    _write_new(f"{target}/{path}", content)
+            elif path in opened:
+                os.mkdir(f"{target}/{path}", 0o755)
+            elif os.path.islink(f"{lower}/{path}"):
+                os.symlink(os.readlink(f"{lower}/{path}"), f"{target}/{path}")
+            else:
+                _bind(lower, path, f"{target}/{path}", os.path.isdir(f"{lower}/{path}"), READ_ONLY)
+    sc.mount_setattr(sc.AT_FDCWD, target, 0, READ_ONLY)
 
 
 def _cover(step: wire.Attach, identity: tuple[int, int]) -> None:

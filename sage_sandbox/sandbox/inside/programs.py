@@ -23,7 +23,7 @@ CODE_FOLDER = wire.BOX + "/code"
 _BASE_ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "HOME": wire.BOX,
-    "TMPDIR": f"{wire.BOX}/tmp",
+    "TMPDIR": wire.BOX + wire.TMP,
     "SAGE_OUT": wire.BOX + "/out",
     "LANG": "C.UTF-8",
     "TZ": "UTC",

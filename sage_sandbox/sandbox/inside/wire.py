@@ -51,7 +51,9 @@ WORK = "/work"
 LAYERS = "/layers"
 """Mount points for the lower layers of overlays, numbered."""
 LAYERS_MAX = 64
-TMP = "/tmp"  # noqa: S108 - an operation's own, never the host's
+# An operation's own, never the host's.
+TMP = "/tmp"  # noqa: S108
+SHARED_MEMORY = "/dev/shm"  # noqa: S108
 BOX = "/sandbox/work"
 """Where ``box`` appears inside. Its parent is the zygote's: a Landlock rule there covers what is mounted below."""
 
@@ -88,8 +90,10 @@ class Place(NamedTuple):
 
 
 class Attach(NamedTuple):
-    """One grant: bound, or as an overlay. ``masks`` are (relative path, replacement or None to hide) pairs; in a direct
-    bind what is hidden is covered by nothing of the same kind.
+    """One grant: bound, or as an overlay.
+
+    ``masks`` are (relative path, replacement or None to hide) pairs; in a direct bind what is hidden is covered by
+    nothing of the same kind.
 
     ``device`` and ``inode`` are what the supervisor found at ``path``; ``owner`` the uid and gid that own it. ``layer``
     numbers it; ``direct`` is a bind, not an overlay. ``staged`` gives the overlay an upper layer in the work folder.
