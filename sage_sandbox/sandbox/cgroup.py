@@ -17,15 +17,17 @@ from __future__ import annotations
 import errno
 import os
 import re
-import signal
-import subprocess
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal
+
+from sage_sandbox.sandbox import cgroup_files as files
+from sage_sandbox.sandbox.cgroup_group import Cgroup, GroupUsage, GroupV1, GroupV2, Places
+from sage_sandbox.sandbox.delegation import ask_systemd
+
+__all__ = ["Cgroup", "CgroupHome", "Delegate", "GroupUsage", "find"]
 
 LEAF: Final = "sage-main"
 """Where this process stands on version 2 while its siblings are the groups of operations."""
@@ -36,323 +38,13 @@ _OUR_GROUPS: Final = re.compile(r"sage-(\d+)-(\d+)-(\d+)-[\w-]+")
 _PATIENCE_S: Final = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class GroupUsage:
-    """What an operation's processes used together since `Cgroup.limit`.
-
-    ``max_rss`` is the peak of everything charged: anonymous memory, tmpfs, page cache and kernel memory. ``oom_kills``
-    over 0 means the memory limit was exceeded, whatever else the processes report: version 1 kills one process of many.
-    """
-
-    max_rss: int
-    cpu_s: float
-    oom_kills: int
-    pids_refused: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Counters:
-    """Counters that only grow: an operation's share is the difference."""
-
-    cpu_s: float = 0.0
-    oom_kills: int = 0
-    pids_refused: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Places:
-    """The folder of one group for each controller: the same one three times on version 2."""
-
-    memory: Path
-    pids: Path
-    cpu: Path
-
-    def each(self) -> tuple[Path, ...]:
-        return tuple(dict.fromkeys((self.memory, self.pids, self.cpu)))
-
-    def below(self, name: str) -> _Places:
-        return _Places(self.memory / name, self.pids / name, self.cpu / name)
-
-
-class Cgroup(ABC):
-    """One group, recycled: `limit`, `join`, `usage`, and again. Every method raises OSError if the kernel refuses.
-
-    ``procs_fds`` are open for writing, one for each hierarchy: a process writes a pid as its own pid namespace names
-    it, or ``0`` for itself. They change when a group had to be made anew, which only `limit` does.
-    """
-
-    def __init__(self, places: _Places) -> None:
-        self._places = places
-        self._limits: tuple[int, int] | None = None
-        self._base = _Counters()
-        self._held: dict[str, int] = {}
-        self.procs_fds: tuple[int, ...] = ()
-        self._build()
-
-    def limit(self, memory: int, pids: int) -> None:
-        """Limit the next operation to ``memory`` bytes (swap included) and ``pids`` tasks, and count from zero."""
-        if self._limits is not None:
-            self._give_back(memory, pids)
-        if self._limits != (memory, pids):
-            self._write_limits(memory, pids)
-            self._limits = (memory, pids)
-        self._reset_peak()
-        self._base = self._counters()
-
-    def join(self, pid: int) -> None:
-        """Put a process in; what it forks follows. Mostly 0.1 ms, rarely 10: the kernel may wait for a grace period."""
-        for fd in self.procs_fds:
-            os.write(fd, str(pid).encode())
-
-    def usage(self) -> GroupUsage:
-        """What was used since `limit`."""
-        now, base = self._counters(), self._base
-        return GroupUsage(
-            self._peak(),
-            max(0.0, now.cpu_s - base.cpu_s),
-            now.oom_kills - base.oom_kills,
-            now.pids_refused - base.pids_refused,
-        )
-
-    def kill(self, patience_s: float = _PATIENCE_S) -> None:
-        """Kill every process and wait until none is left, or for ``patience_s``; `empty` says which."""
-        deadline, pause = time.monotonic() + patience_s, 0.0002
-        while not self.empty() and time.monotonic() < deadline:
-            self._kill_once()
-            time.sleep(pause)
-            pause = min(2 * pause, 0.02)
-
-    def empty(self) -> bool:
-        """Whether no process is left in it; zombies are gone from a group before they are reaped."""
-        return not any(_procs(folder) for folder in self._places.each())
-
-    def remove(self) -> None:
-        """Remove the group from the kernel; it must be empty."""
-        self._close()
-        for folder in self._places.each():
-            with suppress(FileNotFoundError):
-                _remove_folder(folder)
-
-    def _build(self) -> None:
-        try:
-            for folder in self._places.each():
-                _make_folder(folder)
-            self.procs_fds = tuple(_open_for_writing(folder / "cgroup.procs") for folder in self._places.each())
-            self._prepare()
-        except OSError:
-            with suppress(OSError):
-                self.remove()
-            raise
-
-    def _rebuild(self) -> None:
-        self.remove()
-        self._limits = None
-        self._build()
-
-    def _close(self) -> None:
-        for fd in (*self.procs_fds, *self._held.values()):
-            os.close(fd)
-        self.procs_fds = ()
-        self._held.clear()
-
-    def _get(self, path: str) -> str:
-        """A file of the group, through a descriptor that is kept: a tenth of what opening it again costs."""
-        if path not in self._held:
-            self._held[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        return _read_all(self._held[path])
-
-    def _keyed(self, path: str, key: str) -> int:
-        """The number behind ``key`` in a flat-keyed file; 0 where this kernel does not count it."""
-        try:
-            lines = (line.split() for line in self._get(path).splitlines())
-            return next((int(value) for name, value in lines if name == key), 0)
-        except FileNotFoundError:
-            return 0
-
-    def _give_back(self, memory: int, pids: int) -> None:
-        """Let go of what the last operation left charged: page cache, a dead tmpfs. Where that fails, a new group.
-
-        A zombie is in no group's list and yet counts as one of its tasks until somebody reaps it.
-        """
-        if self._charged() > memory // 32:
-            self._reclaim()
-        tasks = int(self._get(f"{self._places.pids}/pids.current"))
-        if tasks > pids // 8 or self._charged() > memory // 8:
-            self._rebuild()
-
-    def _pids(self) -> set[int]:
-        """Its processes; 0 stands for one that our pid namespace has no name for, and must never reach kill(2)."""
-        return {int(pid) for folder in self._places.each() for pid in _procs(folder)} - {0}
-
-    def _kill_each(self) -> None:
-        with _pidfds(self._pids()) as held:
-            # A pid read before its descriptor was opened may be another process by now: ask the group once more.
-            for pid in self._pids() & held.keys():
-                with suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(held[pid], signal.SIGKILL)
-
-    @abstractmethod
-    def _prepare(self) -> None:
-        """Set what every operation needs and none changes."""
-
-    @abstractmethod
-    def _write_limits(self, memory: int, pids: int) -> None: ...
-
-    @abstractmethod
-    def _reset_peak(self) -> None: ...
-
-    @abstractmethod
-    def _peak(self) -> int: ...
-
-    @abstractmethod
-    def _charged(self) -> int:
-        """Bytes charged now."""
-
-    @abstractmethod
-    def _reclaim(self) -> None:
-        """Ask the kernel to drop what is charged; the group is empty."""
-
-    @abstractmethod
-    def _counters(self) -> _Counters: ...
-
-    @abstractmethod
-    def _kill_once(self) -> None: ...
-
-
-class _GroupV1(Cgroup):
-    """A folder in each of the memory, pids and cpuacct trees."""
-
-    def _prepare(self) -> None:
-        memory = self._places.memory
-        # Inherited: with the OOM killer off, a process over its limit would hang instead of dying.
-        _write(memory / "memory.oom_control", "0")
-        # Where swap is not accounted (no memsw files), at least this group's own reclaim does not swap.
-        with suppress(OSError):
-            _write(memory / "memory.swappiness", "0")
-
-    def _write_limits(self, memory: int, pids: int) -> None:
-        names = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
-        if self._limits is not None and memory > self._limits[0]:
-            names.reverse()  # memory plus swap may never be the smaller of the two
-        for name in names:
-            with suppress(FileNotFoundError):
-                _write(self._places.memory / name, str(memory))
-        _write(self._places.pids / "pids.max", str(pids))
-
-    def _reset_peak(self) -> None:
-        _write(self._places.memory / "memory.max_usage_in_bytes", "0")
-
-    def _peak(self) -> int:
-        return int(self._get(f"{self._places.memory}/memory.max_usage_in_bytes"))
-
-    def _charged(self) -> int:
-        return int(self._get(f"{self._places.memory}/memory.usage_in_bytes"))
-
-    def _reclaim(self) -> None:
-        _write(self._places.memory / "memory.force_empty", "0")
-
-    def _counters(self) -> _Counters:
-        return _Counters(
-            int(self._get(f"{self._places.cpu}/cpuacct.usage")) / 1e9,
-            self._keyed(f"{self._places.memory}/memory.oom_control", "oom_kill"),
-            self._keyed(f"{self._places.pids}/pids.events", "max"),
-        )
-
-    def _kill_once(self) -> None:
-        # No fork from here on: one pass is enough, however fast they multiply.
-        _write(self._places.pids / "pids.max", "0")
-        self._limits = None if self._limits is None else (self._limits[0], 0)
-        self._kill_each()
-
-
-class _GroupV2(Cgroup):
-    """A folder in the one tree, its controllers handed down by the parent."""
-
-    def __init__(self, places: _Places) -> None:
-        self._folder = places.memory
-        self._peak_fd = -1
-        self._resettable = True
-        self._highest = 0
-        super().__init__(places)
-
-    def _prepare(self) -> None:
-        _write(self._folder / "memory.oom.group", "1")
-        for name in ("memory.swap.max", "memory.zswap.max"):
-            with suppress(FileNotFoundError):
-                _write(self._folder / name, "0")
-        self._open_peak()
-
-    def _open_peak(self) -> None:
-        """memory.peak is 5.19, and written to from 6.12 on: a reset holds for the descriptor it was made through."""
-        path = self._folder / "memory.peak"
-        try:
-            self._peak_fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            self._resettable = False
-            with suppress(FileNotFoundError):
-                self._peak_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def _close(self) -> None:
-        super()._close()
-        if self._peak_fd >= 0:
-            os.close(self._peak_fd)
-            self._peak_fd = -1
-
-    def _write_limits(self, memory: int, pids: int) -> None:
-        _write(self._folder / "memory.max", str(memory))
-        _write(self._folder / "pids.max", str(pids))
-
-    def limit(self, memory: int, pids: int) -> None:
-        """As promised above; a peak that cannot be reset makes it a new group."""
-        used = self._limits is not None
-        if used and not self._resettable and self._peak_fd >= 0:
-            self._rebuild()
-        super().limit(memory, pids)
-
-    def _reset_peak(self) -> None:
-        self._highest = 0
-        if self._resettable:
-            try:
-                os.pwrite(self._peak_fd, b"0\n", 0)
-            except OSError:
-                self._resettable = False  # before 6.12; a group that was never used needs no reset
-
-    def _peak(self) -> int:
-        if self._peak_fd >= 0:
-            return int(os.pread(self._peak_fd, 64, 0))
-        self._highest = max(self._highest, self._charged())
-        return self._highest
-
-    def _charged(self) -> int:
-        return int(self._get(f"{self._folder}/memory.current"))
-
-    def _reclaim(self) -> None:
-        # memory.reclaim is 5.19; EAGAIN says it gave back less than was asked for.
-        with suppress(FileNotFoundError, BlockingIOError):
-            _write(self._folder / "memory.reclaim", str(self._charged()))
-
-    def _counters(self) -> _Counters:
-        return _Counters(
-            self._keyed(f"{self._folder}/cpu.stat", "usage_usec") / 1e6,
-            self._keyed(f"{self._folder}/memory.events", "oom_kill"),
-            self._keyed(f"{self._folder}/pids.events", "max"),
-        )
-
-    def _kill_once(self) -> None:
-        """cgroup.kill is 5.14: it also reaches what is being forked."""
-        try:
-            _write(self._folder / "cgroup.kill", "1")
-        except FileNotFoundError:
-            self._kill_each()
-
-
 class CgroupHome:
     """Where this process may make groups, and those it made. One a process; closed at its end.
 
     ``where`` is the folder (of the memory controller) that the groups are made in, ``version`` the kernel interface.
     """
 
-    def __init__(self, version: Literal[1, 2], base: _Places, tag: str) -> None:
+    def __init__(self, version: Literal[1, 2], base: Places, tag: str) -> None:
         self.version = version
         self.where = base.memory
         self._base = base
@@ -362,7 +54,7 @@ class CgroupHome:
     def make(self, name: str) -> Cgroup:
         """A new group; ``name``: letters, digits, hyphens; in use once at a time. OSError if the kernel refuses."""
         places = self._base.below(f"{self._tag}-{name}")
-        group: Cgroup = _GroupV1(places) if self.version == 1 else _GroupV2(places)
+        group: Cgroup = GroupV1(places) if self.version == 1 else GroupV2(places)
         self._made.append(group)
         return group
 
@@ -416,7 +108,7 @@ class _World:
 
     def __init__(self, limits_root: Path, proc: Path) -> None:
         self._proc = proc
-        self.mounts = dict(_cgroup_mounts(_read(proc / "self/mountinfo"), limits_root))
+        self.mounts = dict(_cgroup_mounts(files.read(proc / "self/mountinfo"), limits_root))
 
     def folder(self, controller: str) -> Path:
         """Our own group's folder for a controller (empty: version 2); OSError if it is out of sight."""
@@ -431,7 +123,7 @@ class _World:
         return point / inside
 
     def _membership(self) -> dict[str, str]:
-        lines = (line.split(":", 2) for line in _read(self._proc / "self/cgroup").splitlines())
+        lines = (line.split(":", 2) for line in files.read(self._proc / "self/cgroup").splitlines())
         return {name: path for _, names, path in lines for name in names.split(",")}
 
     def tag(self) -> str:
@@ -444,7 +136,7 @@ class _World:
     def _started(self, pid: int) -> int:
         """Start time in clock ticks since boot, field 22; -1 if there is no such process."""
         try:
-            return int(_read(self._proc / str(pid) / "stat").rpartition(")")[2].split()[19])
+            return int(files.read(self._proc / str(pid) / "stat").rpartition(")")[2].split()[19])
         except (FileNotFoundError, ProcessLookupError):
             return -1
 
@@ -454,11 +146,11 @@ class _World:
             match = _OUR_GROUPS.fullmatch(name)
             if match and int(match[1]) == self._namespace() and self._started(int(match[2])) != int(match[3]):
                 with suppress(OSError):
-                    _remove_folder(folder / name)
+                    files.remove_folder(folder / name)
 
 
 def _homes_v1(world: _World) -> Iterator[CgroupHome]:
-    base = _Places(*(world.folder(controller) for controller in CONTROLLERS_V1))
+    base = Places(*(world.folder(controller) for controller in CONTROLLERS_V1))
     for folder in base.each():
         world.sweep(folder)
     yield CgroupHome(1, base, world.tag())
@@ -469,7 +161,7 @@ def _homes_v2(world: _World, delegate: Delegate) -> Iterator[CgroupHome]:
     for found in (_own_v2, lambda world: _delegated_v2(world, delegate), _handed_down_v2):
         if (folder := found(world)) is not None:
             world.sweep(folder)
-            yield CgroupHome(2, _Places(folder, folder, folder), world.tag())
+            yield CgroupHome(2, Places(folder, folder, folder), world.tag())
 
 
 def _own_v2(world: _World) -> Path | None:
@@ -477,7 +169,7 @@ def _own_v2(world: _World) -> Path | None:
     own = world.folder("")
     if own.name == LEAF and _hands_down(own.parent):
         return own.parent
-    return own if _words(own / "cgroup.controllers") >= CONTROLLERS_V2 and _divide(own) else None
+    return own if files.words(own / "cgroup.controllers") >= CONTROLLERS_V2 and _divide(own) else None
 
 
 def _delegated_v2(world: _World, delegate: Delegate) -> Path | None:
@@ -500,7 +192,7 @@ def _handed_down_v2(world: _World) -> Path | None:
 
 
 def _hands_down(folder: Path) -> bool:
-    return _words(folder / "cgroup.subtree_control") >= CONTROLLERS_V2
+    return files.words(folder / "cgroup.subtree_control") >= CONTROLLERS_V2
 
 
 def _divide(group: Path) -> bool:
@@ -508,55 +200,15 @@ def _divide(group: Path) -> bool:
     leaf = group / LEAF
     try:
         with suppress(FileExistsError):
-            _make_folder(leaf)
-        _write(leaf / "cgroup.procs", "0")
-        _write(group / "cgroup.subtree_control", "+memory +pids")
+            files.make_folder(leaf)
+        files.write(leaf / "cgroup.procs", "0")
+        files.write(group / "cgroup.subtree_control", "+memory +pids")
     except OSError:
         with suppress(OSError):
-            _write(group / "cgroup.procs", "0")
-            _remove_folder(leaf)
+            files.write(group / "cgroup.procs", "0")
+            files.remove_folder(leaf)
         return False
     return True
-
-
-BUSCTL: Final = "/usr/bin/busctl"
-
-
-def systemd_request(pid: int, uid: int) -> tuple[Path, list[str], dict[str, str]]:
-    """How to ask systemd for a delegated scope around ``pid``: the bus socket, the command, its whole environment.
-
-    org.freedesktop.systemd1(5), StartTransientUnit; root asks the system's manager, a user their own. That a user's
-    manager takes a process from a login session's scope needs systemd 238.
-    """
-    runtime = f"/run/user/{uid}"
-    bus = Path("/run/dbus/system_bus_socket" if uid == 0 else f"{runtime}/bus")
-    object_ = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
-    properties = ("3", "PIDs", "au", "1", str(pid), "Delegate", "b", "true", "CollectMode", "s", "inactive-or-failed")
-    command = [
-        *(BUSCTL, "--system" if uid == 0 else "--user", "--quiet", "call", *object_, "StartTransientUnit"),
-        *("ssa(sv)a(sa(sv))", f"sage-sandbox-{pid}.scope", "fail", *properties, "0"),
-    ]
-    environment = {"PATH": "/usr/bin:/bin", "XDG_RUNTIME_DIR": runtime}
-    environment["DBUS_SYSTEM_BUS_ADDRESS" if uid == 0 else "DBUS_SESSION_BUS_ADDRESS"] = f"unix:path={bus}"
-    return bus, command, environment
-
-
-def ask_systemd(pid: int) -> bool:
-    """Ask systemd for a delegated scope around ``pid``; False where there is no systemd, no bus or no consent."""
-    bus, command, environment = systemd_request(pid, os.getuid())
-    if not (os.access(command[0], os.X_OK) and bus.is_socket()):
-        return False
-    return _succeeds(command, environment)
-
-
-def _succeeds(command: list[str], environment: dict[str, str]) -> bool:
-    try:
-        done = subprocess.run(
-            command, env=environment, cwd="/", timeout=_PATIENCE_S, check=False, stdin=-3, stdout=-3, stderr=-3
-        )
-    except (OSError, subprocess.SubprocessError):
-        return False
-    return done.returncode == 0
 
 
 def _cgroup_mounts(mountinfo: str, limits_root: Path) -> Iterator[tuple[str, tuple[Path, Path]]]:
@@ -572,64 +224,3 @@ def _cgroup_mounts(mountinfo: str, limits_root: Path) -> Iterator[tuple[str, tup
 def _unescaped(text: str) -> Path:
     """Mountinfo writes blanks, tabs, line ends and backslashes as three octal digits."""
     return Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text))
-
-
-@contextmanager
-def _pidfds(pids: set[int]) -> Iterator[dict[int, int]]:
-    held: dict[int, int] = {}
-    try:
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                held[pid] = os.pidfd_open(pid)
-        yield held
-    finally:
-        for fd in held.values():
-            os.close(fd)
-
-
-def _procs(folder: Path) -> list[str]:
-    """Who is in a group. Opened each time: version 1 keeps answering a descriptor with the list of its first read."""
-    return _read(folder / "cgroup.procs").split()
-
-
-def _make_folder(path: Path) -> None:
-    os.mkdir(path, 0o755)
-
-
-def _remove_folder(path: Path) -> None:
-    os.rmdir(path)
-
-
-def _open_for_writing(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-
-
-def _read(path: Path) -> str:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return _read_all(fd)
-    finally:
-        os.close(fd)
-
-
-def _read_all(fd: int) -> str:
-    """A file of /proc or a cgroup from its beginning; these come a page at a time."""
-    content = b""
-    while piece := os.pread(fd, 1 << 16, len(content)):
-        content += piece
-    return os.fsdecode(content)
-
-
-def _write(path: Path, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)
-
-
-def _words(path: Path) -> set[str]:
-    try:
-        return set(_read(path).split())
-    except OSError:
-        return set()

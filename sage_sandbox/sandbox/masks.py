@@ -82,7 +82,8 @@ def _read_folder(folder: str, stamp: tuple[int, int, int], relative: str) -> _Li
     folders, covered, configs = [], [], []
     above = relative.split("/")
     try:
-        entries = list(os.scandir(folder))
+        with os.scandir(folder) as found:
+            entries = list(found)
     except OSError:
         # What we cannot list, the operation cannot either: it runs with no more rights than we have.
         entries = []

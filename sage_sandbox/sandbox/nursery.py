@@ -99,7 +99,10 @@ class Gone:
 
 @dataclass(slots=True)
 class Child:
-    """Our ends of one child. ``pidfd`` is -1 until the zygote has sent it, ``work_fd`` until there is a work folder."""
+    """Our ends of one child. ``pidfd`` is -1 until the zygote has sent it, ``work_fd`` until there is a work folder.
+
+    ``whole`` tells whether all steps of the ``blueprint`` were sent, or only those that may be done ahead.
+    """
 
     serial: int
     frames: Frames
@@ -110,13 +113,18 @@ class Child:
     pidfd: int = -1
     work_fd: int = -1
     blueprint: Blueprint | None = None
+    whole: bool = False
     capabilities: dict[str, object] = field(default_factory=dict)
     gone: Gone | None = None
 
-    def confine(self, blueprint: Blueprint) -> None:
-        """Send the steps; `wait_ready` says whether they could be applied."""
+    def confine(self, blueprint: Blueprint, *, whole: bool = True) -> None:
+        """Send the steps, or those that may be done ahead; `wait_ready` says whether they could be applied."""
+        frames = b"" if self.blueprint else wire.pack(*blueprint.ahead)
         self.blueprint = blueprint
-        self.frames.sock.sendall(wire.pack(*blueprint.steps))
+        self.whole = whole
+        # A child that could not apply what was sent ahead has said so and is gone: `wait_ready` reads it.
+        with suppress(BrokenPipeError):
+            self.frames.sock.sendall(frames + wire.pack(*blueprint.steps) if whole else frames)
 
     def wait_ready(self) -> None:
         """Until every step is applied; SandboxUnavailable names the one that could not be."""

@@ -146,7 +146,10 @@ def _own_etc(who: Identity) -> tuple[tuple[str, bytes], ...]:
 class Blueprint:
     """The steps of one child. Equal blueprints make equal children: a spare prepared for one serves the other."""
 
+    ahead: tuple[wire.Step, ...]
+    """What can be done before the operation is known; with grants, nothing that shows any of them."""
     steps: tuple[wire.Step, ...]
+    """The rest, done for this operation where there are grants."""
     stages: tuple[Stage, ...] = ()
     owners: tuple[tuple[int, int], ...] = ()
     bound: bool = False
@@ -174,14 +177,15 @@ def compile_steps(policy: Policy, limits: Limits, who: Identity, base: wire.Foun
     # Unix sockets in the abstract namespace belong to a network namespace; before Landlock ABI 6 nothing else parts
     # them.
     network = policy.loopback or base.landlock_abi < 6
-    steps = [
+    ahead: tuple[wire.Step, ...] = (
         wire.Namespaces(network, bool(grants)),
-        *(_granted_view(limits, who, base, grants) if grants else _lean_view(limits, who)),
-    ]
+        *(_granted_view(limits, who, base) if grants else _lean_view(limits, who)),
+    )
     root = wire.OWN_ROOT if grants else ""
     opened = tuple(grant.path for grant in grants if grant.writable)
     files = tuple(grant.path for grant in grants if grant.writable and not grant.folder)
-    steps += [
+    rest: tuple[wire.Step, ...] = (
+        *grants,
         wire.Proc(root),
         wire.Landlock(
             bool(grants) or policy.loopback, root, (wire.TMP, *opened) if grants else (), files, policy.loopback
@@ -195,10 +199,10 @@ def compile_steps(policy: Policy, limits: Limits, who: Identity, base: wire.Foun
         wire.Restrict(),
         wire.Seccomp(),
         wire.SelfCheck(),
-    ]
+    )
     stages = tuple(Stage(grant.layer, grant.path, grant.folder) for grant in grants if grant.staged)
     owners = tuple({grant.owner for grant in grants}) if who.privileged else ()
-    return Blueprint(tuple(steps), stages, owners, bool(grants))
+    return Blueprint(ahead, rest, stages, owners, bool(grants))
 
 
 def _lean_view(limits: Limits, who: Identity) -> list[wire.Step]:
@@ -206,10 +210,10 @@ def _lean_view(limits: Limits, who: Identity) -> list[wire.Step]:
     return [wire.Work(wire.BOX, "", limits.disk, _inodes(limits), who.uid, who.gid)]
 
 
-def _granted_view(limits: Limits, who: Identity, base: wire.Foundation, grants: list[wire.Attach]) -> list[wire.Step]:
-    """A root of its own, with the grants in it."""
+def _granted_view(limits: Limits, who: Identity, base: wire.Foundation) -> list[wire.Step]:
+    """A root of its own, for the grants to be put in."""
     work = wire.Work(wire.WORK, "box", limits.disk, _inodes(limits), who.uid, who.gid)
-    return [work, _own_root(base), wire.Place(wire.OWN_ROOT), *grants]
+    return [work, _own_root(base), wire.Place(wire.OWN_ROOT)]
 
 
 def _inodes(limits: Limits) -> int:

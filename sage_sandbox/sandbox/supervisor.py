@@ -174,18 +174,19 @@ class Supervisor:
         if spare is None:
             return None
         self._spare = None
-        if spare.blueprint is None:
-            spare.confine(blueprint)
-        elif spare.blueprint != blueprint:
+        ready = spare.blueprint
+        assert ready is not None
+        if ready != blueprint if spare.whole else ready.ahead != blueprint.ahead:
             self._bury(spare)
             return None
+        if not spare.whole:
+            spare.confine(blueprint)
         return spare
 
-    def _spawn(self, blueprint: steps.Blueprint | None, terminal: int = -1) -> Child:
+    def _spawn(self, blueprint: steps.Blueprint, terminal: int = -1, *, whole: bool = True) -> Child:
         assert self._zygote is not None
         child = self._zygote.spawn(self._free_group(), terminal)
-        if blueprint is not None:
-            child.confine(blueprint)
+        child.confine(blueprint, whole=whole)
         return child
 
     def _free_group(self) -> cgroup.Cgroup | None:
@@ -196,7 +197,7 @@ class Supervisor:
     def _refill(self, used: steps.Blueprint | None) -> None:
         """Have the next child ready: locked where the next operation likely has no grants either, else half-open."""
         if self._spare is None and self._zygote is not None and used is not None:
-            self._spare = self._spawn(None if used.bound else used)
+            self._spare = self._spawn(used, whole=not used.bound)
 
     def _bury(self, child: Child) -> None:
         """Kill and reap a child, and keep its cgroup for the next."""

@@ -124,11 +124,18 @@ class Bench:
 
     def job(self, code: str, params: Mapping[str, Any] | None = None, **job: Any) -> Job:
         """A Python operation of the project."""
-        return Job("python", code=dedent(code), params=json.dumps(params or {}).encode(), project=str(self.project), **job)
+        return Job(
+            "python", code=dedent(code), params=json.dumps(params or {}).encode(), project=str(self.project), **job
+        )
 
     def command(self, *argv: str, **job: Any) -> Outcome:
         """Any command operation."""
         return self.supervisor.run(Job("command", argv=argv, project=str(self.project), **job))
+
+    def needs_proc(self) -> None:
+        """Skip where the host forbids an operation a /proc of its own: then it has none, which the outcome says."""
+        if not self.run("def run():\n    pass").capabilities.proc:
+            pytest.skip("this host lets no user mount a /proc: operations have none")
 
     def refuses(self, act: str, refusal: str, params: Mapping[str, Any] | None = None, *, own_namespaces: bool = False,
                 **job: Any) -> None:  # fmt: skip
@@ -229,7 +236,9 @@ def running_act(bench: Bench, act: str, params: Mapping[str, Any] | None = None,
         yield held
 
 
-def granted(*, read: tuple[Path, ...] = (), write: tuple[Path, ...] = (), write_through: tuple[Path, ...] = ()) -> Policy:
+def granted(
+    *, read: tuple[Path, ...] = (), write: tuple[Path, ...] = (), write_through: tuple[Path, ...] = ()
+) -> Policy:
     """A policy over real paths."""
     return Policy(
         tuple(os.path.realpath(path) for path in read),

@@ -26,7 +26,7 @@ def place(tmp_path: Path) -> Path:
 def collect(bench: Bench, place: Path) -> Collect:
     """Run a body in which ``out`` is the folder for artifacts, and collect them."""
 
-    def run(body: str, limits: Limits = Limits()) -> Outcome:  # noqa: B008 - frozen
+    def run(body: str, limits: Limits = Limits()) -> Outcome:
         code = "import os\nout = os.environ['SAGE_OUT']\ndef run():\n    " + body.replace("\n", "\n    ")
         return bench.run(code, artifacts=str(place), limits=limits)
 
@@ -102,7 +102,9 @@ def test_a_socket_is_refused(collect: Collect, place: Path) -> None:
 def test_a_sparse_file_is_no_larger_than_the_disk_limit(collect: Collect, place: Path, tmp_path: Path) -> None:
     """It costs nothing inside and its whole size outside: the file size limit holds for what it pretends to be."""
     plain("os.truncate(os.open(out + '/a', os.O_CREAT | os.O_WRONLY, 0o600), 1 << 40)", out=str(tmp_path))
-    outcome = collect("os.truncate(os.open(out + '/a', os.O_CREAT | os.O_WRONLY, 0o600), 1 << 40)", Limits(disk=1 << 20))
+    outcome = collect(
+        "os.truncate(os.open(out + '/a', os.O_CREAT | os.O_WRONLY, 0o600), 1 << 40)", Limits(disk=1 << 20)
+    )
 
     refused(outcome, place, "disk limit 1 MiB exceeded")
     assert 1 << 40 == (tmp_path / "a").stat().st_size
@@ -125,7 +127,13 @@ def test_a_setuid_bit_is_not_set_and_not_kept(collect: Collect, place: Path, tmp
 
 @pytest.mark.parametrize("depth", [17, 200])
 def test_a_nesting_without_end_is_refused(collect: Collect, place: Path, tmp_path: Path, depth: int) -> None:
-    body = f"for n in range({depth}):\n    os.mkdir(out + '/d')\n    os.chdir(out + '/d')\n    out = '.'\nopen('f', 'w').close()"
+    body = (
+        f"for n in range({depth}):\n"
+        "    os.mkdir(out + '/d')\n"
+        "    os.chdir(out + '/d')\n"
+        "    out = '.'\n"
+        "open('f', 'w').close()"
+    )
     plain(body, out=str(tmp_path))
 
     refused(collect("global out\n" + body), place, "nested deeper than 16")
@@ -167,14 +175,19 @@ def test_an_operation_that_failed_leaves_nothing(collect: Collect, place: Path) 
 
 
 def test_nothing_is_collected_from_beside_the_folder(bench: Bench, collect: Collect, place: Path) -> None:
-    outcome = collect("open('/tmp/a', 'w').close()\nopen(os.environ['HOME'] + '/b', 'w').close()\nopen(out + '/c', 'w').close()")
+    outcome = collect(
+        "open('/tmp/a', 'w').close()\nopen(os.environ['HOME'] + '/b', 'w').close()\nopen(out + '/c', 'w').close()"
+    )
 
     assert outcome.ok
     assert ["c"] == sorted(os.listdir(place))
     assert Did(False) == bench.outside("def act(path):\n    return os.path.exists(path)", {"path": str(place / "a")})
 
 
-@pytest.mark.xfail(strict=True, reason="HOLE collect_artifacts follows a link at .sage/artifacts/FEATURE/PHASE and removes what is behind it")
+@pytest.mark.xfail(
+    strict=True,
+    reason="HOLE collect_artifacts follows a link at .sage/artifacts/FEATURE/PHASE and removes what is behind it",
+)
 def test_a_link_in_the_way_to_the_artifacts_is_not_followed(bench: Bench, tmp_path: Path) -> None:
     """A repository may bring a `.sage` with it, and an operation's name may be that of a folder of the user's.
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
-import pytest
 from escape.attempt import Bench, Did, needs_root
 
 from sage_sandbox.sandbox.job import Job
 from sage_sandbox.sandbox.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    import pytest
 
 DESCRIPTORS = """
 def act():
@@ -40,7 +43,15 @@ def test_a_command_gets_the_same_few_variables_everywhere(bench: Bench, monkeypa
 
     assert "SSH_AUTH_SOCK" in subprocess.run(["env"], check=True, capture_output=True, text=True).stdout
     names = {line.partition("=")[0] for line in outcome.value().split("\0") if line}
-    assert {name for name in names if not name.startswith("GIT_")} <= {"PATH", "HOME", "TMPDIR", "SAGE_OUT", "LANG", "TZ", "LC_CTYPE"}
+    assert {name for name in names if not name.startswith("GIT_")} <= {
+        "PATH",
+        "HOME",
+        "TMPDIR",
+        "SAGE_OUT",
+        "LANG",
+        "TZ",
+        "LC_CTYPE",
+    }
     assert {name for name in names if name.startswith("GIT_")} <= {
         "GIT_CONFIG_COUNT", "GIT_CONFIG_KEY_0", "GIT_CONFIG_VALUE_0", "GIT_OPTIONAL_LOCKS", "GIT_TERMINAL_PROMPT",
     }  # fmt: skip
@@ -79,15 +90,19 @@ def test_the_c_environment_holds_no_word_of_the_users(bench: Bench, monkeypatch:
 
 
 def test_no_descriptor_is_inherited(bench: Bench) -> None:
-    """0 to 2 are pipes, 3 the result socket; an inheritable descriptor of ours reaches a plain child, and no operation."""
+    """0 to 2 are pipes, 3 the result socket; an inheritable one of ours reaches a plain child, and no operation."""
     held = os.open("/", os.O_RDONLY)
     os.set_inheritable(held, True)
     try:
         script = f"import os; print(os.fstat({held}).st_ino)"
-        plain = subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, check=False, close_fds=False)
+        plain = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", script], capture_output=True, check=False, close_fds=False
+        )
         fresh = Supervisor(str(bench.project))
         try:
-            outcome = fresh.run(Job("python", code="import os\n" + DESCRIPTORS + "run = act", project=str(bench.project)))
+            outcome = fresh.run(
+                Job("python", code="import os\n" + DESCRIPTORS + "run = act", project=str(bench.project))
+            )
         finally:
             fresh.close()
     finally:
@@ -106,7 +121,9 @@ def test_a_command_does_not_get_the_result_socket(bench: Bench) -> None:
 
 
 def test_the_streams_are_pipes_of_the_operations_own(bench: Bench) -> None:
-    kinds = "def act():\n    return [os.isatty(fd) or stat.S_ISFIFO(os.fstat(fd).st_mode) and 'pipe' for fd in (0, 1, 2)]"
+    kinds = (
+        "def act():\n    return [os.isatty(fd) or stat.S_ISFIFO(os.fstat(fd).st_mode) and 'pipe' for fd in (0, 1, 2)]"
+    )
     own, other = bench.inside(kinds), bench.inside("def act():\n    return [os.fstat(fd).st_ino for fd in (0, 1, 2)]")
     again = bench.inside("def act():\n    return [os.fstat(fd).st_ino for fd in (0, 1, 2)]")
 
@@ -131,7 +148,13 @@ def test_no_signal_is_ignored_or_blocked(bench: Bench) -> None:
 
 
 def test_nothing_an_operation_changed_in_its_interpreter_stays(bench: Bench) -> None:
-    change = "def act():\n    import json\n    json.loads = None\n    sys.modules['planted'] = json\n    os.environ['X'] = '1'"
+    change = (
+        "def act():\n"
+        "    import json\n"
+        "    json.loads = None\n"
+        "    sys.modules['planted'] = json\n"
+        "    os.environ['X'] = '1'"
+    )
     look = "def act():\n    import json\n    return [json.loads is None, 'planted' in sys.modules, 'X' in os.environ]"
 
     assert Did([True, True, True]) == bench.outside(change + look.removeprefix("def act():"))
@@ -143,7 +166,9 @@ def test_the_interpreter_has_no_way_to_import_from_the_host(bench: Bench) -> Non
     paths = "def act():\n    import sage_sandbox.errors\n    return 'imported'"
     outcome = bench.run("def run():\n    import pydantic")
 
-    assert Did(True) == bench.outside("def act():\n    return os.path.isdir(" + repr(os.path.dirname(os.path.dirname(__file__))) + ")")
+    assert Did(True) == bench.outside(
+        "def act():\n    return os.path.isdir(" + repr(os.path.dirname(os.path.dirname(__file__))) + ")"
+    )
     assert "ModuleNotFoundError" in outcome.error
     assert "Died" in type(bench.inside(paths)).__name__
 

@@ -138,9 +138,17 @@ def test_a_read_grant_is_not_written(bench: Bench, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "act",
-    ["os.unlink(path)", "os.rename(path, path + '2')", "os.chmod(path, 0o600)", "os.utime(path)", "os.truncate(path, 0)",
-     "os.symlink('x', path + '2')", "os.link(path, path + '2')", "os.setxattr(path, 'user.x', b'x')"],
-)  # fmt: skip
+    [
+        "os.unlink(path)",
+        "os.rename(path, path + '2')",
+        "os.chmod(path, 0o600)",
+        "os.utime(path)",
+        "os.truncate(path, 0)",
+        "os.symlink('x', path + '2')",
+        "os.link(path, path + '2')",
+        "os.setxattr(path, 'user.x', b'x')",
+    ],
+)
 def test_a_read_grant_is_not_changed(bench: Bench, folder: Path, act: str) -> None:
     source = f"def act(path):\n    {act}\n"
     path = folder / "granted/inner/page"
@@ -189,7 +197,21 @@ def test_the_root_holds_nothing_of_the_host(bench: Bench) -> None:
     assert isinstance(outside, Did)
     assert "home" in outside.value
     top = str(bench.project).split("/")[1]
-    assert set(inside.value) <= {"bin", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "sandbox", "sbin", "tmp", "usr", top}
+    assert set(inside.value) <= {
+        "bin",
+        "dev",
+        "etc",
+        "lib",
+        "lib32",
+        "lib64",
+        "libx32",
+        "proc",
+        "sandbox",
+        "sbin",
+        "tmp",
+        "usr",
+        top,
+    }
 
 
 def test_there_are_five_devices(bench: Bench) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from escape.attempt import Bench, Did, Refused, granted, needs_root, running_act
+
+from sage_sandbox.policy import Limits
 
 READ = """
 def act(path):
@@ -52,7 +53,8 @@ def listening(path: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("depth", [".", "a/b/c"])
 @pytest.mark.parametrize(
-    "name", [".env", ".env.local", ".envrc", ".netrc", ".npmrc", ".pypirc", "id_rsa", "id_ed25519", "server.pem", "tls.key"]
+    "name",
+    [".env", ".env.local", ".envrc", ".netrc", ".npmrc", ".pypirc", "id_rsa", "id_ed25519", "server.pem", "tls.key"],
 )
 def test_a_hidden_name_is_not_there(bench: Bench, folder: Path, depth: str, name: str) -> None:
     path = folder / depth / name
@@ -95,11 +97,17 @@ def test_a_git_configuration_shows_no_remote(bench: Bench, folder: Path, place: 
 @pytest.mark.parametrize(
     "inner",
     [
-        pytest.param(place, marks=pytest.mark.xfail(strict=True, reason="HOLE masks._list: only the grant's own name is looked at"))
+        pytest.param(
+            place,
+            marks=pytest.mark.xfail(strict=True, reason="HOLE masks._list: only the grant's own name is looked at"),
+        )
         for place in (".git/modules/x", ".git/modules")
-    ] + [".git"],
+    ]
+    + [".git"],
 )
-def test_a_git_configuration_shows_no_remote_where_the_grant_starts_within_git(bench: Bench, folder: Path, inner: str) -> None:
+def test_a_git_configuration_shows_no_remote_where_the_grant_starts_within_git(
+    bench: Bench, folder: Path, inner: str
+) -> None:
     config = folder / ".git/modules/x/config"
     config.parent.mkdir(parents=True)
     config.write_text('[core]\n\tbare = false\n[remote "o"]\n\turl = https://user:secret@example.org/\n')
@@ -115,6 +123,46 @@ def test_a_hidden_name_in_a_writable_grant_is_not_there(bench: Bench, folder: Pa
 
     assert Did("secret") == bench.outside(READ, path)
     assert Refused("ENOENT") == bench.inside(READ, path, policy=granted(write=(folder,)))
+
+
+@pytest.mark.xfail(strict=True, reason="HOLE masks: a folder whose path is longer than PATH_MAX is taken for empty")
+def test_a_hidden_name_deeper_than_any_path_is_not_there(bench: Bench, folder: Path) -> None:
+    """Step by step one gets further than a path of 4,096 bytes leads."""
+    make = """
+    def act(path):
+        os.chdir(path)
+        for _ in range(30):
+            os.mkdir("d" * 200)
+            os.chdir("d" * 200)
+        open(".env", "w").close()
+    """
+    look = """
+    def act(path):
+        os.chdir(path)
+        for _ in range(30):
+            os.chdir("d" * 200)
+        return os.listdir(".")
+    """
+    path = {"path": str(folder)}
+
+    assert Did() == bench.outside(make, path)
+    assert Did([".env"]) == bench.outside(look, path)
+    assert bench.inside(look, path, policy=granted(read=(folder,))) in (Did([]), Refused("ENOENT"))
+
+
+@pytest.mark.xfail(
+    strict=True, reason="masks take the inodes of the work folder: ENOSPC is raised as SandboxUnavailable"
+)
+def test_a_folder_with_many_hidden_names_can_be_granted(bench: Bench, folder: Path) -> None:
+    for number in range(1_500):
+        (folder / f"{number}").mkdir()
+        (folder / f"{number}/.env").touch()
+    visible = (
+        "def act(path):\n    return [n for n in os.listdir(path) if os.listdir(path + '/' + n) not in ([], ['b'])]"
+    )
+    inside = bench.inside(visible, {"path": str(folder)}, policy=granted(read=(folder,)), limits=Limits(disk=1 << 20))
+
+    assert Did([]) == inside
 
 
 def test_a_hidden_name_that_a_grant_names_is_the_only_one_there(bench: Bench, folder: Path) -> None:
@@ -187,7 +235,9 @@ def test_a_socket_in_a_granted_folder_takes_no_connection(bench: Bench, folder: 
         policy = granted(**{kind: (folder,)})
 
         assert Did() == bench.outside(f"os.chdir({str(path.parent)!r})" + CONNECT, {"path": "s"})
-        assert Refused("ENOENT") == bench.inside(f"os.chdir({str(path.parent)!r})" + CONNECT, {"path": "s"}, policy=policy)
+        assert Refused("ENOENT") == bench.inside(
+            f"os.chdir({str(path.parent)!r})" + CONNECT, {"path": "s"}, policy=policy
+        )
 
 
 def test_a_socket_in_a_write_through_folder_takes_no_connection(bench: Bench, folder: Path) -> None:
@@ -259,7 +309,10 @@ def test_a_device_in_a_write_through_folder_is_not_opened(bench: Bench, folder: 
 
     assert Did("00") == bench.outside(read, {"path": str(path)})
     # Covered by an empty file, or not opened at all.
-    assert bench.inside(read, {"path": str(path)}, policy=granted(write_through=(folder,))) in (Did(""), Refused("EACCES"))
+    assert bench.inside(read, {"path": str(path)}, policy=granted(write_through=(folder,))) in (
+        Did(""),
+        Refused("EACCES"),
+    )
 
 
 @pytest.mark.parametrize("kind", ["folder", "link"])
@@ -286,7 +339,9 @@ def test_the_folder_to_grant_is_refused_if_it_is_a_link_by_now(bench: Bench, fol
 
 
 @pytest.mark.xfail(strict=True, reason="ESTALE is raised as SandboxUnavailable, not an outcome")
-def test_a_folder_swapped_while_the_sandbox_is_built_is_refused(bench: Bench, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_swapped_while_the_sandbox_is_built_is_refused(
+    bench: Bench, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Between the look that the supervisor takes and the one that the child takes."""
     policy = granted(read=(folder / "a",))
     compile_steps = bench.supervisor._blueprint

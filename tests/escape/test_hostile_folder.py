@@ -12,8 +12,22 @@ import pytest
 from escape.attempt import Did, plain
 
 PACKAGE = Path(__file__).resolve().parents[2]
-PLANTED = ["loky/__init__.py", "json.py", "pickle.py", "yaml.py", "pydantic.py", "ctypes.py", "signal.py", "sage_sandbox/__init__.py",
-           "click.py", "sitecustomize.py", "usercustomize.py", "psutil/__init__.py", "cloudpickle.py", "_socket.py"]  # fmt: skip
+PLANTED = [
+    "loky/__init__.py",
+    "json.py",
+    "pickle.py",
+    "yaml.py",
+    "pydantic.py",
+    "ctypes.py",
+    "signal.py",
+    "sage_sandbox/__init__.py",
+    "click.py",
+    "sitecustomize.py",
+    "usercustomize.py",
+    "psutil/__init__.py",
+    "cloudpickle.py",
+    "_socket.py",
+]
 TEMPLATE = """\
 name: hostile
 phases:
@@ -32,7 +46,9 @@ def project(tmp_path: Path) -> Path:
     for name in PLANTED:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"open({str(tmp_path / 'marks')!r}, 'a').write({name!r} + '\\n')\nraise SystemExit('planted')\n")
+        path.write_text(
+            f"open({str(tmp_path / 'marks')!r}, 'a').write({name!r} + '\\n')\nraise SystemExit('planted')\n"
+        )
     (folder / "hostile.yaml").write_text(TEMPLATE)
     return folder
 
@@ -48,13 +64,23 @@ def test_a_planted_module_is_imported_by_a_plain_interpreter(project: Path, tmp_
 @pytest.mark.parametrize("start", [["-m", "sage_sandbox"], ["-P", "-m", "sage_sandbox"]], ids=["module", "safe-path"])
 def test_a_run_imports_nothing_from_the_project(project: Path, tmp_path: Path, start: list[str]) -> None:
     if start[0] == "-m":
-        # The interpreter itself looks in the working directory for the package and for sitecustomize, before any line of ours.
+        # The interpreter itself looks here for the package and for sitecustomize, before any line of ours.
         for name in ("sage_sandbox/__init__.py", "sitecustomize.py", "usercustomize.py"):
             (project / name).unlink()
         (project / "sage_sandbox").rmdir()
-    environment = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], "PYTHONPATH": str(PACKAGE), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": os.environ["HOME"],
+        "PYTHONPATH": str(PACKAGE),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     done = subprocess.run(
-        [sys.executable, *start, "run", "hostile.yaml", "--json"], cwd=project, env=environment, capture_output=True, timeout=100, check=False
+        [sys.executable, *start, "run", "hostile.yaml", "--json"],
+        cwd=project,
+        env=environment,
+        capture_output=True,
+        timeout=100,
+        check=False,
     )
 
     assert not (tmp_path / "marks").exists(), (tmp_path / "marks").read_text()
@@ -72,7 +98,9 @@ def test_an_operation_imports_nothing_from_the_project(project: Path, tmp_path: 
     supervisor = Supervisor(str(project))
     try:
         bench = Bench(supervisor, project, tmp_path)
-        inside = bench.inside("def act():\n    import json, pickle, colorsys\n    return json.__file__", policy=granted(read=(project,)))
+        inside = bench.inside(
+            "def act():\n    import json, pickle, colorsys\n    return json.__file__", policy=granted(read=(project,))
+        )
     finally:
         supervisor.close()
     plain("import json\nassert json.__file__", top=str(project))

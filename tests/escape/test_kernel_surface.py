@@ -1,7 +1,7 @@
 """The kernel's surface: calls that no operation needs are refused before the kernel looks at their arguments.
 
-Outside, each is made with arguments that do no harm, or in namespaces of its own, and the kernel does it or says what is
-wrong with them. Inside, the answer is the filter's, whatever the arguments are.
+Outside, each is made with arguments that do no harm, or in namespaces of its own, and the kernel does it or says what
+is wrong with them. Inside, the answer is the filter's, whatever the arguments are.
 """
 
 from __future__ import annotations
@@ -207,13 +207,19 @@ def test_an_unnamed_file_in_memory_is_made_only_where_a_cgroup_counts_it(bench: 
 @pytest.mark.parametrize(
     "act",
     [
-        "os.chmod(path, 0o4755)", "os.chmod(path, 0o2755)", "os.fchmod(fd, 0o4755)", "call('fchmodat2', -100, path.encode(), 0o4755, 0)",
-        "os.close(os.open(path + '2', os.O_CREAT, 0o4755))", "call('creat', path.encode() + b'2', 0o4755)",
-        "call('open', path.encode() + b'2', os.O_CREAT, 0o2755)", "os.mkdir(path + '2', 0o2755)",
-        "call('mkdir', path.encode() + b'2', 0o4755)", "os.mknod(path + '2', 0o104755)",
+        "os.chmod(path, 0o4755)",
+        "os.chmod(path, 0o2755)",
+        "os.fchmod(fd, 0o4755)",
+        "call('fchmodat2', -100, path.encode(), 0o4755, 0)",
+        "os.close(os.open(path + '2', os.O_CREAT, 0o4755))",
+        "call('creat', path.encode() + b'2', 0o4755)",
+        "call('open', path.encode() + b'2', os.O_CREAT, 0o2755)",
+        "os.mkdir(path + '2', 0o2755)",
+        "call('mkdir', path.encode() + b'2', 0o4755)",
+        "os.mknod(path + '2', 0o104755)",
         "os.close(os.open(os.path.dirname(path), os.O_TMPFILE | os.O_WRONLY, 0o4755))",
     ],
-)  # fmt: skip
+)
 def test_no_file_gets_a_setuid_or_setgid_bit(bench: Bench, tmp_path: Path, act: str) -> None:
     made = f"""
     def act(folder):
@@ -247,9 +253,16 @@ def test_no_device_is_made(bench: Bench, tmp_path: Path, kind: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("RLIMIT_NPROC", 500), ("RLIMIT_FSIZE", 128 << 20), ("RLIMIT_NOFILE", 1025), ("RLIMIT_CPU", 100), ("RLIMIT_CORE", 2),
-     ("RLIMIT_MEMLOCK", 65 << 10), ("RLIMIT_MSGQUEUE", 1)],
-)  # fmt: skip
+    [
+        ("RLIMIT_NPROC", 500),
+        ("RLIMIT_FSIZE", 128 << 20),
+        ("RLIMIT_NOFILE", 1025),
+        ("RLIMIT_CPU", 100),
+        ("RLIMIT_CORE", 2),
+        ("RLIMIT_MEMLOCK", 65 << 10),
+        ("RLIMIT_MSGQUEUE", 1),
+    ],
+)
 def test_no_limit_is_raised(bench: Bench, name: str, value: int) -> None:
     """Outside the same value is within what the user has."""
     set_it = """
@@ -263,7 +276,7 @@ def test_no_limit_is_raised(bench: Bench, name: str, value: int) -> None:
 
 @needs_root("set the clock")
 def test_the_clock_is_not_tuned(bench: Bench) -> None:
-    """adjtimex(2) may be asked what the time is; ADJ_TICK with a tick that no clock has is what root is told is invalid."""
+    """adjtimex(2) may be asked for the time; ADJ_TICK with a tick that no clock has, root is told, is invalid."""
     tune = """
     def act():
         held = ctypes.create_string_buffer(struct.pack("Ixxxx10q", 0x4000, *[0] * 9, 1), 1024)
@@ -318,11 +331,13 @@ def test_a_call_of_the_x32_kind_kills(bench: Bench) -> None:
 
 
 def test_the_kernel_is_told_of_no_rights(bench: Bench) -> None:
+    bench.needs_proc()
     status = """
     def act():
         import re
         lines = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\\t" in line)
-        return {name: lines[name].strip() for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")}
+        names = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")
+        return {name: lines[name].strip() for name in names}
     """
     outside, inside = bench.outside(status), bench.inside(status)
 
@@ -335,6 +350,7 @@ def test_the_kernel_is_told_of_no_rights(bench: Bench) -> None:
 
 def test_a_command_is_told_of_no_rights_either(bench: Bench) -> None:
     """What execve(2) would give back to root: nothing, by no_new_privs, securebits and an empty bounding set."""
+    bench.needs_proc()
     outcome = bench.command("grep", "-E", "CapEff|CapBnd|NoNewPrivs|Seccomp:", "/proc/self/status", output="lines")
 
     assert ["CapEff:\t" + "0" * 16, "CapBnd:\t" + "0" * 16, "NoNewPrivs:\t1", "Seccomp:\t2"] == outcome.value()

@@ -119,7 +119,9 @@ def test_a_signal_to_the_own_group_reaches_neither_zygote_nor_supervisor(bench: 
         return os.waitpid(-1, 0)[1]
     """
     zygote = bench.supervisor._zygote
-    own = bench.outside("def act():\n    os.setsid()\n" + "    import signal\n    signal.signal(2, lambda *_: None)\n    os.kill(0, 2)")
+    own = bench.outside(
+        "def act():\n    os.setsid()\n" + "    import signal\n    signal.signal(2, lambda *_: None)\n    os.kill(0, 2)"
+    )
     inside = bench.inside(group)
 
     assert Did() == own
@@ -176,7 +178,9 @@ def test_another_operation_is_not_opened(bench: Bench, other: Bench, victim: Run
 def test_the_priority_of_others_is_not_changed(bench: Bench, victim: Running) -> None:
     # PRIO_USER: all processes of the user, who as root is the same for all operations of a worker.
     lower = "def act():\n    os.setpriority(os.PRIO_USER, 0, 19)"
-    outside = bench.outside("def act():\n    os.setpriority(os.PRIO_USER, os.geteuid(), os.getpriority(os.PRIO_USER, 0))")
+    outside = bench.outside(
+        "def act():\n    os.setpriority(os.PRIO_USER, os.geteuid(), os.getpriority(os.PRIO_USER, 0))"
+    )
 
     assert Did() == outside
     assert Refused("EPERM") == bench.inside(lower)

@@ -27,10 +27,33 @@ def act(family, kind, protocol):
 """
 # socket(2), linux/socket.h: the numbers, for Python does not name them all.
 FAMILIES = {
-    "ax25": 3, "ipx": 4, "appletalk": 5, "x25": 9, "key": 15, "netlink": 16, "packet": 17, "rds": 21, "pppox": 24, "llc": 26, "ib": 27,
-    "can": 29, "tipc": 30, "bluetooth": 31, "rxrpc": 33, "phonet": 35, "ieee802154": 36, "caif": 37, "alg": 38, "nfc": 39, "vsock": 40,
-    "kcm": 41, "qipcrtr": 42, "smc": 43, "xdp": 44, "mctp": 45,
-}  # fmt: skip
+    "ax25": 3,
+    "ipx": 4,
+    "appletalk": 5,
+    "x25": 9,
+    "key": 15,
+    "netlink": 16,
+    "packet": 17,
+    "rds": 21,
+    "pppox": 24,
+    "llc": 26,
+    "ib": 27,
+    "can": 29,
+    "tipc": 30,
+    "bluetooth": 31,
+    "rxrpc": 33,
+    "phonet": 35,
+    "ieee802154": 36,
+    "caif": 37,
+    "alg": 38,
+    "nfc": 39,
+    "vsock": 40,
+    "kcm": 41,
+    "qipcrtr": 42,
+    "smc": 43,
+    "xdp": 44,
+    "mctp": 45,
+}
 
 
 @contextmanager
@@ -51,7 +74,11 @@ def listening(host: str, kind: int) -> Iterator[tuple[str, int]]:
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_a_port_of_the_host_is_not_reached(bench: Bench, host: str, kind: int) -> None:
     with listening(host, kind) as address:
-        params = {"family": int(socket.AF_INET6 if ":" in host else socket.AF_INET), "kind": int(kind), "address": address}
+        params = {
+            "family": int(socket.AF_INET6 if ":" in host else socket.AF_INET),
+            "kind": int(kind),
+            "address": address,
+        }
 
         assert Did() == bench.outside(CONNECT, params)
         assert bench.inside(CONNECT, params) in (Refused("ENETUNREACH"), Refused("EADDRNOTAVAIL"), Refused("EACCES"))
@@ -60,10 +87,17 @@ def test_a_port_of_the_host_is_not_reached(bench: Bench, host: str, kind: int) -
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_a_port_of_the_host_is_not_reached_with_an_own_loopback(bench: Bench, host: str) -> None:
     with listening(host, socket.SOCK_STREAM) as address:
-        params = {"family": int(socket.AF_INET6 if ":" in host else socket.AF_INET), "kind": int(socket.SOCK_STREAM), "address": address}
+        params = {
+            "family": int(socket.AF_INET6 if ":" in host else socket.AF_INET),
+            "kind": int(socket.SOCK_STREAM),
+            "address": address,
+        }
 
         assert Did() == bench.outside(CONNECT, params)
-        assert bench.inside(CONNECT, params, policy=Policy(loopback=True)) in (Refused("ECONNREFUSED"), Refused("EADDRNOTAVAIL"))
+        assert bench.inside(CONNECT, params, policy=Policy(loopback=True)) in (
+            Refused("ECONNREFUSED"),
+            Refused("EADDRNOTAVAIL"),
+        )
 
 
 def test_an_own_loopback_is_the_only_interface(bench: Bench) -> None:
@@ -77,6 +111,7 @@ def test_an_own_loopback_is_the_only_interface(bench: Bench) -> None:
     # if_nameindex asks over netlink, which is refused, loopback or not: that is why it is read off /proc.
     assert Refused("EPERM") == bench.inside(interfaces, policy=Policy(loopback=True))
     assert Did("connected") == bench.inside(serve, policy=Policy(loopback=True))
+    bench.needs_proc()
     names = "def act():\n    return sorted(line.split(':')[0].strip() for line in list(open('/proc/self/net/dev'))[2:])"
     assert isinstance(bench.outside(names), Did)
     inside = bench.inside(names, policy=Policy(loopback=True))
@@ -108,7 +143,11 @@ def test_a_packet_to_an_address_of_the_network_has_no_way(bench: Bench) -> None:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
             made.sendto(b"x", ("255.255.255.255", 9))
     """
-    route = "def act():\n    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:\n        made.connect(('127.0.0.1', 9))"
+    route = (
+        "def act():\n"
+        "    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:\n"
+        "        made.connect(('127.0.0.1', 9))"
+    )
 
     assert Did() == bench.outside(route)
     assert Refused("ENETUNREACH") == bench.inside(send)
@@ -116,7 +155,13 @@ def test_a_packet_to_an_address_of_the_network_has_no_way(bench: Bench) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_socket_of_another_family_is_not_made(bench: Bench, family: str) -> None:
-    kind = socket.SOCK_SEQPACKET if family in ("alg", "qipcrtr") else socket.SOCK_RAW if family in ("netlink", "packet") else socket.SOCK_STREAM
+    kind = (
+        socket.SOCK_SEQPACKET
+        if family in ("alg", "qipcrtr")
+        else socket.SOCK_RAW
+        if family in ("netlink", "packet")
+        else socket.SOCK_STREAM
+    )
 
     # EAFNOSUPPORT and the like are the kernel's answer for a family that it was built without: it was reached.
     bench.refuses(SOCKET, "EPERM", {"family": FAMILIES[family], "kind": int(kind), "protocol": 0}, own_namespaces=True)
@@ -135,7 +180,12 @@ def test_a_socket_of_another_family_is_not_made(bench: Bench, family: str) -> No
         pytest.param(socket.AF_INET, 10, 0, id="packet-of-old"),
         pytest.param(socket.AF_UNIX, socket.SOCK_DGRAM, 0, id="unix-datagram"),
         pytest.param(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, id="unix-seqpacket"),
-        pytest.param(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0, id="unix-datagram-with-flags"),
+        pytest.param(
+            socket.AF_UNIX,
+            socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
+            0,
+            id="unix-datagram-with-flags",
+        ),
         pytest.param(1 << 32 | socket.AF_NETLINK, socket.SOCK_RAW, 0, id="netlink-with-a-high-word"),
     ],
 )
@@ -151,7 +201,11 @@ def test_a_datagram_socket_is_not_made_in_pairs(bench: Bench) -> None:
 
 
 def test_a_datagram_does_not_reach_a_socket_by_its_path(bench: Bench) -> None:
-    send = "def act(path):\n    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as made:\n        made.sendto(b'x', path)"
+    send = (
+        "def act(path):\n"
+        "    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as made:\n"
+        "        made.sendto(b'x', path)"
+    )
     here = os.getcwd()
     os.chdir(bench.elsewhere)
     try:

@@ -24,6 +24,7 @@ def act(path):
 
 
 def test_no_other_process_is_listed(bench: Bench) -> None:
+    bench.needs_proc()
     pids = "def act():\n    return sorted(int(name) for name in os.listdir('/proc') if name.isdecimal())"
     outside = bench.outside(pids)
 
@@ -62,9 +63,20 @@ def test_the_root_link_of_a_process_leads_to_no_other_root(bench: Bench, path: s
 
 @pytest.mark.parametrize(
     "path",
-    ["/proc/sys/kernel/osrelease", "/proc/sys/kernel/random/boot_id", "/proc/cpuinfo", "/proc/meminfo", "/proc/mounts", "/proc/stat",
-     "/proc/version", "/proc/cmdline", "/proc/modules", "/proc/net/route", "/proc/filesystems"],
-)  # fmt: skip
+    [
+        "/proc/sys/kernel/osrelease",
+        "/proc/sys/kernel/random/boot_id",
+        "/proc/cpuinfo",
+        "/proc/meminfo",
+        "/proc/mounts",
+        "/proc/stat",
+        "/proc/version",
+        "/proc/cmdline",
+        "/proc/modules",
+        "/proc/net/route",
+        "/proc/filesystems",
+    ],
+)
 def test_a_file_about_the_machine_is_not_there(bench: Bench, path: str) -> None:
     if bench.outside(READ, {"path": path}) != Did(True):
         pytest.skip(f"this kernel has no {path}")
@@ -74,6 +86,7 @@ def test_a_file_about_the_machine_is_not_there(bench: Bench, path: str) -> None:
 
 
 def test_no_socket_of_the_host_is_listed(bench: Bench) -> None:
+    bench.needs_proc()
     names = "def act():\n    return open('/proc/self/net/unix').read().count('sage-escape-listed')"
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(f"\0sage-escape-listed-{os.getpid()}")
@@ -82,13 +95,18 @@ def test_no_socket_of_the_host_is_listed(bench: Bench) -> None:
         assert Did(0) == bench.inside(names)
 
 
-@pytest.mark.parametrize("path", ["/proc/sys/kernel/core_pattern", "/proc/sys/kernel/hostname", "/proc/sysrq-trigger", "/proc/sys/vm/drop_caches"])
+@pytest.mark.parametrize(
+    "path",
+    ["/proc/sys/kernel/core_pattern", "/proc/sys/kernel/hostname", "/proc/sysrq-trigger", "/proc/sys/vm/drop_caches"],
+)
 def test_a_switch_of_the_kernel_is_not_there(bench: Bench, path: str) -> None:
     # Opened only. A user is told EACCES or EPERM outside: the file is there.
     bench.refuses(OPEN_TO_WRITE, "ENOENT", {"path": path})
 
 
-@pytest.mark.parametrize("file", ["oom_score_adj", "comm", "coredump_filter", "timerslack_ns", "uid_map", "setgroups", "loginuid"])
+@pytest.mark.parametrize(
+    "file", ["oom_score_adj", "comm", "coredump_filter", "timerslack_ns", "uid_map", "setgroups", "loginuid"]
+)
 def test_a_switch_of_the_own_process_is_not_written(bench: Bench, file: str) -> None:
     path = {"path": f"/proc/self/{file}"}
     outside = bench.outside(OPEN_TO_WRITE, path)
@@ -101,6 +119,7 @@ def test_a_switch_of_the_own_process_is_not_written(bench: Bench, file: str) -> 
 
 def test_the_own_memory_is_not_reached_through_a_file(bench: Bench) -> None:
     """It would get around a page's protection: the process is undumpable, so its files are root's."""
+    bench.needs_proc()
     mem = "def act():\n    os.close(os.open('/proc/self/mem', os.O_RDWR))"
     outside, inside = bench.outside(mem), bench.inside(mem)
 

@@ -1,4 +1,4 @@
-"""The result socket, descriptor 3 of a Python operation: whatever is written to it is data, and never more than an outcome."""
+"""The result socket, descriptor 3 of a Python operation: what is written to it is data, never more than an outcome."""
 
 from __future__ import annotations
 
@@ -36,11 +36,19 @@ def loads(text: str) -> object:
 @pytest.mark.parametrize(
     "data",
     [
-        "b'\\xff' * 100", "b'\\0' * 100", "struct.pack('>I', 0)", "struct.pack('>I', 1 << 31) + b'V'", "struct.pack('>I', 18 << 20) + b'V1'",
-        "b'GET / HTTP/1.1\\r\\n\\r\\n'", "struct.pack('>I', 2) + b'?1'", "struct.pack('>I', 1) + b'R'", "struct.pack('>I', 2) + b'W1'",
-        "struct.pack('>I', 2) + b'F1'", "struct.pack('>I', 2) + b'S1'",
+        "b'\\xff' * 100",
+        "b'\\0' * 100",
+        "struct.pack('>I', 0)",
+        "struct.pack('>I', 1 << 31) + b'V'",
+        "struct.pack('>I', 18 << 20) + b'V1'",
+        "b'GET / HTTP/1.1\\r\\n\\r\\n'",
+        "struct.pack('>I', 2) + b'?1'",
+        "struct.pack('>I', 1) + b'R'",
+        "struct.pack('>I', 2) + b'W1'",
+        "struct.pack('>I', 2) + b'F1'",
+        "struct.pack('>I', 2) + b'S1'",
     ],
-)  # fmt: skip
+)
 def test_garbage_is_an_error_of_the_operation(bench: Bench, data: str) -> None:
     outcome = bench.run(f"{SEND}\ndef run():\n    put({data})\n    os.read(0, 1)\n    import time\n    time.sleep(60)")
 
@@ -81,11 +89,47 @@ def test_a_forged_end_of_a_command_at_the_processor_limit_is_an_outcome(bench: B
 @pytest.mark.parametrize(
     "error",
     [
-        "{}", "[]", "1", "null", "\"x\"", '{"type": []}', pytest.param('{"errno": []}', marks=pytest.mark.xfail(strict=True, reason="HOLE verdict._limit_behind: an unhashable errno is a TypeError")), pytest.param('{"errno": {}}', marks=pytest.mark.xfail(strict=True, reason="HOLE verdict._limit_behind: an unhashable errno is a TypeError")), '{"errno": 1e300}', '{"errno": -1, "path": "/x"}',
-        pytest.param('{"type": "SpawnError"}', marks=pytest.mark.xfail(strict=True, reason="HOLE verdict._not_spawned: argv[0] of a Python operation is an IndexError")), pytest.param('{"type": "SpawnError", "errno": 2}', marks=pytest.mark.xfail(strict=True, reason="HOLE verdict._not_spawned: argv[0] of a Python operation is an IndexError")), '{"line": -1}', '{"line": true}', '{"message": {}, "path": []}',
-        '{"errno": 2, "path": "' + "a/" * 4000 + '"}', '{"errno": 2, "path": "\\u0000"}', '{"module": "a.b", "errno": 2}', '{"module": 5}',
+        "{}",
+        "[]",
+        "1",
+        "null",
+        '"x"',
+        '{"type": []}',
+        pytest.param(
+            '{"errno": []}',
+            marks=pytest.mark.xfail(
+                strict=True, reason="HOLE verdict._limit_behind: an unhashable errno is a TypeError"
+            ),
+        ),
+        pytest.param(
+            '{"errno": {}}',
+            marks=pytest.mark.xfail(
+                strict=True, reason="HOLE verdict._limit_behind: an unhashable errno is a TypeError"
+            ),
+        ),
+        '{"errno": 1e300}',
+        '{"errno": -1, "path": "/x"}',
+        pytest.param(
+            '{"type": "SpawnError"}',
+            marks=pytest.mark.xfail(
+                strict=True, reason="HOLE verdict._not_spawned: argv[0] of a Python operation is an IndexError"
+            ),
+        ),
+        pytest.param(
+            '{"type": "SpawnError", "errno": 2}',
+            marks=pytest.mark.xfail(
+                strict=True, reason="HOLE verdict._not_spawned: argv[0] of a Python operation is an IndexError"
+            ),
+        ),
+        '{"line": -1}',
+        '{"line": true}',
+        '{"message": {}, "path": []}',
+        '{"errno": 2, "path": "' + "a/" * 4000 + '"}',
+        '{"errno": 2, "path": "\\u0000"}',
+        '{"module": "a.b", "errno": 2}',
+        '{"module": 5}',
     ],
-)  # fmt: skip
+)
 def test_a_forged_error_is_an_outcome(bench: Bench, error: str) -> None:
     outcome = bench.run(f"{SEND}\ndef run():\n    send(b'E', {error.encode()!r})")
 
@@ -102,7 +146,23 @@ def test_an_exception_of_any_name_is_an_outcome(bench: Bench) -> None:
         assert "rejected" == outcome.status
 
 
-@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "[NaN]", pytest.param("1e999", marks=pytest.mark.xfail(strict=True, reason="HOLE untrusted.check_json: 1e999 is parsed as infinity")), pytest.param("-1e999", marks=pytest.mark.xfail(strict=True, reason="HOLE untrusted.check_json: 1e999 is parsed as infinity"))])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "[NaN]",
+        pytest.param(
+            "1e999",
+            marks=pytest.mark.xfail(strict=True, reason="HOLE untrusted.check_json: 1e999 is parsed as infinity"),
+        ),
+        pytest.param(
+            "-1e999",
+            marks=pytest.mark.xfail(strict=True, reason="HOLE untrusted.check_json: 1e999 is parsed as infinity"),
+        ),
+    ],
+)
 def test_a_number_that_json_does_not_have_is_refused(bench: Bench, text: str) -> None:
     outcome = bench.run(f"{SEND}\ndef run():\n    send(b'V', {text.encode()!r})")
 
@@ -110,7 +170,9 @@ def test_a_number_that_json_does_not_have_is_refused(bench: Bench, text: str) ->
     assert ("rejected", "error") == (outcome.status, outcome.reason)
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "[" * 65 + "]" * 65, '{"a":' * 100_000, "[" + "1," * 200_001 + "1]", "[[],[" * 50_000])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "[" * 65 + "]" * 65, '{"a":' * 100_000, "[" + "1," * 200_001 + "1]", "[[],[" * 50_000]
+)
 def test_a_shape_that_would_exhaust_a_parser_is_refused(bench: Bench, text: str) -> None:
     outcome = bench.run(f"{SEND}\ndef run(params):\n    send(b'V', params['text'].encode())", {"text": text})
 
@@ -119,7 +181,18 @@ def test_a_shape_that_would_exhaust_a_parser_is_refused(bench: Bench, text: str)
 
 
 @pytest.mark.parametrize(
-    "body", ["b'\"\\xff\"'", "b'\"\\\\ud800\"'", "b'\\xef\\xbb\\xbf1'", "b''", "b'{'", "b'1 2'", "b'[1,]'", "b'\"\\n\"'", "b'9' * 5000"]
+    "body",
+    [
+        "b'\"\\xff\"'",
+        "b'\"\\\\ud800\"'",
+        "b'\\xef\\xbb\\xbf1'",
+        "b''",
+        "b'{'",
+        "b'1 2'",
+        "b'[1,]'",
+        "b'\"\\n\"'",
+        "b'9' * 5000",
+    ],
 )
 def test_what_is_no_clean_json_is_refused(bench: Bench, body: str) -> None:
     outcome = bench.run(f"{SEND}\ndef run():\n    send(b'V', {body})")
@@ -141,7 +214,9 @@ def test_a_string_without_an_end_is_refused_at_once(bench: Bench) -> None:
 def test_a_long_line_on_stderr_is_judged_at_once(bench: Bench) -> None:
     """A third of what is kept of a stream, with no slash in it."""
     started = time.process_time()
-    outcome = bench.command("sh", "-c", "head -c 24000 /dev/zero | tr '\\0' a >&2; echo ': Permission denied' >&2; exit 1")
+    outcome = bench.command(
+        "sh", "-c", "head -c 24000 /dev/zero | tr '\\0' a >&2; echo ': Permission denied' >&2; exit 1"
+    )
 
     assert "error" == outcome.reason
     assert time.process_time() - started < 0.5
@@ -163,7 +238,9 @@ def test_a_frame_larger_than_the_cap_is_refused_by_the_supervisor(bench: Bench) 
 
 @pytest.mark.xfail(strict=True, reason="HOLE verdict._command_result: neither size nor nodes of the result are checked")
 @pytest.mark.parametrize(("what", "output"), [("\\n", "lines"), ("\\001", "text")])
-def test_what_a_command_wrote_is_no_larger_as_a_result_than_a_result_may_be(bench: Bench, what: str, output: str) -> None:
+def test_what_a_command_wrote_is_no_larger_as_a_result_than_a_result_may_be(
+    bench: Bench, what: str, output: str
+) -> None:
     outcome = bench.command("sh", "-c", f"head -c 12000000 /dev/zero | tr '\\0' '{what}'", output=output)
 
     assert len(outcome.result) <= RESULT_MAX
@@ -207,7 +284,14 @@ def test_what_returns_something_else_than_data_is_refused(bench: Bench) -> None:
 
 
 def test_an_exception_that_hides_its_message_is_an_outcome(bench: Bench) -> None:
-    code = "class E(Exception):\n    def __str__(self):\n        import os\n        raise SystemExit(0)\ndef run():\n    raise E"
+    code = (
+        "class E(Exception):\n"
+        "    def __str__(self):\n"
+        "        import os\n"
+        "        raise SystemExit(0)\n"
+        "def run():\n"
+        "    raise E"
+    )
     outcome = bench.run(code)
 
     assert ("rejected", "error") == (outcome.status, outcome.reason)

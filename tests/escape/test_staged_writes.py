@@ -21,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "tree"
 
 
-def write(bench: Bench, folder: Path, body: str, limits: Limits = Limits()) -> Outcome:  # noqa: B008 - frozen
+def write(bench: Bench, folder: Path, body: str, limits: Limits = Limits()) -> Outcome:
     """Run a body in which ``top`` is the folder, granted for writing."""
     code = "import os\n" + f"top = {str(folder)!r}\ndef run():\n    " + body.replace("\n", "\n    ")
     return bench.run(code, policy=granted(write=(folder,)), limits=limits)
@@ -46,7 +46,9 @@ def test_nothing_is_written_before_the_end(bench: Bench, folder: Path) -> None:
 
 
 def test_an_operation_that_failed_has_written_nothing(bench: Bench, folder: Path) -> None:
-    outcome = write(bench, folder, "open(top + '/page', 'w').write('new')\nopen(top + '/more', 'w').close()\nraise ValueError")
+    outcome = write(
+        bench, folder, "open(top + '/page', 'w').write('new')\nopen(top + '/more', 'w').close()\nraise ValueError"
+    )
 
     assert "rejected" == outcome.status
     assert ["a", "page"] == sorted(os.listdir(folder))
@@ -54,12 +56,37 @@ def test_an_operation_that_failed_has_written_nothing(bench: Bench, folder: Path
 
 
 PROTECTED = [
-    ".git/hooks/post-checkout", ".git/config", ".GIT/hooks/pre-commit", ".github/workflows/ci.yml", ".GitHub/Workflows/ci.yml", ".envrc",
-    ".env", ".ENV.local", ".vscode/tasks.json", ".idea/workspace.xml", ".claude/settings.json", "CLAUDE.md", "Agents.MD", ".mcp.json",
-    ".husky/pre-commit", "conftest.py", "sitecustomize.py", "evil.pth", ".pre-commit-config.yaml", ".gitmodules", ".gitattributes",
-    ".sage/templates/x.yaml", ".devcontainer/devcontainer.json", ".npmrc", ".yarnrc.yml", "mise.toml", ".tool-versions", ".hg/hgrc",
-    ".git./config", ".git /config",
-]  # fmt: skip
+    ".git/hooks/post-checkout",
+    ".git/config",
+    ".GIT/hooks/pre-commit",
+    ".github/workflows/ci.yml",
+    ".GitHub/Workflows/ci.yml",
+    ".envrc",
+    ".env",
+    ".ENV.local",
+    ".vscode/tasks.json",
+    ".idea/workspace.xml",
+    ".claude/settings.json",
+    "CLAUDE.md",
+    "Agents.MD",
+    ".mcp.json",
+    ".husky/pre-commit",
+    "conftest.py",
+    "sitecustomize.py",
+    "evil.pth",
+    ".pre-commit-config.yaml",
+    ".gitmodules",
+    ".gitattributes",
+    ".sage/templates/x.yaml",
+    ".devcontainer/devcontainer.json",
+    ".npmrc",
+    ".yarnrc.yml",
+    "mise.toml",
+    ".tool-versions",
+    ".hg/hgrc",
+    ".git./config",
+    ".git /config",
+]
 
 
 @pytest.mark.parametrize("depth", ["", "a/b/"])
@@ -79,7 +106,9 @@ def test_a_protected_name_is_not_written(bench: Bench, folder: Path, name: str, 
 
 @pytest.mark.parametrize("name", [".g\u200cit/hooks/x", ".env\u2060"])
 def test_a_name_that_only_looks_protected_is_refused_too(bench: Bench, folder: Path, name: str) -> None:
-    body = f"os.makedirs(os.path.dirname(top + '/' + {name!r}), exist_ok=True)\nopen(top + '/' + {name!r}, 'w').write('x')"
+    body = (
+        f"os.makedirs(os.path.dirname(top + '/' + {name!r}), exist_ok=True)\nopen(top + '/' + {name!r}, 'w').write('x')"
+    )
     outcome = write(bench, folder, body)
 
     assert ("rejected", "denied") == (outcome.status, outcome.reason)
@@ -104,9 +133,13 @@ def test_a_protected_folder_is_not_removed(bench: Bench, folder: Path) -> None:
     assert "ref" == (folder / ".git/HEAD").read_text()
 
 
-@pytest.mark.parametrize("again", ["", "\nos.mkdir(top + '/a')", "\nopen(top + '/a', 'w').close()"], ids=["gone", "anew", "as-a-file"])
+@pytest.mark.parametrize(
+    "again", ["", "\nos.mkdir(top + '/a')", "\nopen(top + '/a', 'w').close()"], ids=["gone", "anew", "as-a-file"]
+)
 @pytest.mark.parametrize("name", [".git/HEAD", ".env", ".envrc", "b/.env", "b/.sage/state/run"])
-def test_a_protected_name_is_not_removed_with_the_folder_it_is_in(bench: Bench, folder: Path, name: str, again: str) -> None:
+def test_a_protected_name_is_not_removed_with_the_folder_it_is_in(
+    bench: Bench, folder: Path, name: str, again: str
+) -> None:
     """A whiteout, or an opaque folder, stands for all that was beneath it, seen or hidden."""
     path = folder / "a" / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,6 +171,16 @@ def test_a_symlink_is_not_written(bench: Bench, folder: Path, target: str) -> No
     assert (folder / "link").is_symlink()
 
 
+@pytest.mark.xfail(strict=True, reason="HOLE commit_stages: a folder replaced by a file is found when half is written")
+def test_what_cannot_be_carried_out_is_known_before_the_first_file_is_written(bench: Bench, folder: Path) -> None:
+    (folder / "z").mkdir()
+    body = "open(top + '/page', 'w').write('new')\nos.rmdir(top + '/z')\nopen(top + '/z', 'w').close()"
+    outcome = write(bench, folder, body)
+
+    assert ("new" if outcome.ok else "old") == (folder / "page").read_text()
+    assert outcome.ok == (folder / "z").is_file()
+
+
 def test_a_symlink_of_the_host_is_not_written_through(bench: Bench, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("precious")
     (folder / "link").symlink_to(tmp_path / "victim")
@@ -149,7 +192,9 @@ def test_a_symlink_of_the_host_is_not_written_through(bench: Bench, folder: Path
     assert not (folder / "link").is_symlink()
 
 
-def test_a_folder_that_became_a_link_meanwhile_is_not_written_through(bench: Bench, folder: Path, tmp_path: Path) -> None:
+def test_a_folder_that_became_a_link_meanwhile_is_not_written_through(
+    bench: Bench, folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "victim").mkdir()
     body = f"""
     def act():
@@ -213,7 +258,15 @@ def test_an_extended_attribute_is_not_taken_over(bench: Bench, folder: Path) -> 
 def test_an_overlay_attribute_is_not_forged(bench: Bench, folder: Path) -> None:
     """One that says a folder is opaque would remove what is beneath it outside."""
     (folder / "a/b/kept").write_text("kept")
-    write(bench, folder, "try:\n    os.setxattr(top + '/a', 'user.overlay.opaque', b'y')\nexcept OSError:\n    pass\nopen(top + '/a/x', 'w').close()")
+    write(
+        bench,
+        folder,
+        "try:\n"
+        "    os.setxattr(top + '/a', 'user.overlay.opaque', b'y')\n"
+        "except OSError:\n"
+        "    pass\n"
+        "open(top + '/a/x', 'w').close()",
+    )
 
     assert "kept" == (folder / "a/b/kept").read_text()
 
@@ -229,11 +282,13 @@ def test_sparse_files_write_no_more_than_the_disk_limit(bench: Bench, folder: Pa
 
 
 def test_a_file_beside_a_granted_file_is_not_written(bench: Bench, folder: Path) -> None:
+    """At most it is in the operation's own /tmp, where the way to the granted file lies here."""
     code = f"def run():\n    open({str(folder / 'more')!r}, 'w').close()"
     outcome = bench.run(code, policy=granted(write=(folder / "page",)))
 
-    assert "rejected" == outcome.status
-    assert not (folder / "more").exists()
+    assert () == outcome.written
+    assert ["a", "page"] == sorted(os.listdir(folder))
+    plain("open(path, 'w').close()", path=str(folder / "more"))
 
 
 def test_a_granted_file_is_replaced_and_not_its_target(bench: Bench, folder: Path) -> None:
@@ -260,4 +315,6 @@ def test_what_was_written_is_the_users(bench: Bench, folder: Path) -> None:
 
     assert outcome.ok
     assert (owner.st_uid, owner.st_gid) == (found.st_uid, found.st_gid)
-    assert Did([]) == bench.outside("def act(path):\n    return [n for n in os.listdir(path) if n.startswith('.')]", {"path": str(folder)})
+    assert Did([]) == bench.outside(
+        "def act(path):\n    return [n for n in os.listdir(path) if n.startswith('.')]", {"path": str(folder)}
+    )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import pty
 import sys
-import termios
 
 import pytest
 from escape.attempt import Bench, Did, Refused
 
+from sage_sandbox.cli.terminal import own_terminal
 from sage_sandbox.sandbox.job import Job
 from sage_sandbox.sandbox.watch import Relay
 
@@ -77,18 +77,12 @@ for request in (0x5412, 0x1_0000_5412, 0x541C, 0x5423):
 
 def test_nothing_is_typed_into_a_terminal_of_its_own(bench: Bench) -> None:
     """With `exec --tty` a command has a terminal, and the user's is behind that."""
-    ours, theirs = pty.openpty()
     seen = bytearray()
-    try:
-        settings = termios.tcgetattr(theirs)
-        settings[1] &= ~termios.OPOST
-        termios.tcsetattr(theirs, termios.TCSANOW, settings)
+    with own_terminal() as (terminal, controller):
         job = Job("command", argv=(PYTHON, "-I", "-S", "-c", TYPE), project=str(bench.project))
-        relay = Relay(-1, lambda _number, data: seen.extend(data), theirs, ours)
-        outcome = bench.supervisor.run(job, relay=relay)
-    finally:
-        os.close(ours)
-        os.close(theirs)
+        outcome = bench.supervisor.run(
+            job, relay=Relay(-1, lambda _number, data: seen.extend(data), terminal, controller)
+        )
 
     assert outcome.ok, outcome
     # Outside, TIOCLINUX and TIOCSETD mean something else to a pseudo-terminal, and TIOCSTI is root's since Linux 6.2.
@@ -98,14 +92,13 @@ def test_nothing_is_typed_into_a_terminal_of_its_own(bench: Bench) -> None:
 
 
 def test_the_terminal_of_a_command_is_its_controlling_one_and_no_others(bench: Bench) -> None:
-    ours, theirs = pty.openpty()
     seen = bytearray()
-    try:
-        job = Job("command", argv=(PYTHON, "-I", "-S", "-c", "import os; print(os.getsid(0), os.tcgetpgrp(0))"), project=str(bench.project))
-        outcome = bench.supervisor.run(job, relay=Relay(-1, lambda _number, data: seen.extend(data), theirs, ours))
-    finally:
-        os.close(ours)
-        os.close(theirs)
+    argv = (PYTHON, "-I", "-S", "-c", "import os; print(os.getsid(0), os.tcgetpgrp(0))")
+    with own_terminal() as (terminal, controller):
+        job = Job("command", argv=argv, project=str(bench.project))
+        outcome = bench.supervisor.run(
+            job, relay=Relay(-1, lambda _number, data: seen.extend(data), terminal, controller)
+        )
 
     assert outcome.ok, outcome
     assert ["1", "1"] == bytes(seen).decode().split()

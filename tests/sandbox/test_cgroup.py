@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sage_sandbox.sandbox import cgroup
+from sage_sandbox.sandbox import cgroup, cgroup_files, cgroup_group, delegation
 from sage_sandbox.sandbox.cgroup import GroupUsage, find
 
 MiB = 1 << 20
@@ -313,9 +313,9 @@ def test_version_2_core_files_of_this_kernel(monkeypatch):
     top = next((Path(p) for p in UNIFIED if (Path(p) / "cgroup.subtree_control").exists()), None)
     if top is None or not os.access(top / "cgroup.procs", os.W_OK):
         pytest.skip("no cgroup2 file system that may be written")
-    monkeypatch.setattr(cgroup._GroupV2, "_prepare", lambda self: None)
+    monkeypatch.setattr(cgroup_group.GroupV2, "_prepare", lambda self: None)
     folder = top / f"sage-test-{os.getpid()}"
-    group = cgroup._GroupV2(cgroup._Places(folder, folder, folder))
+    group = cgroup_group.GroupV2(cgroup_group.Places(folder, folder, folder))
     pid = start(group, signal.pause)
     joined = group._pids()
     group.kill()
@@ -413,9 +413,9 @@ class World:
         self.top = folder / "cgroup"
         self.proc = folder / "proc"
         self.tree = Tree(self.top)
-        monkeypatch.setattr(cgroup, "_make_folder", self.tree.make)
-        monkeypatch.setattr(cgroup, "_remove_folder", self.tree.remove)
-        monkeypatch.setattr(cgroup, "_write", self.tree.write)
+        monkeypatch.setattr(cgroup_files, "make_folder", self.tree.make)
+        monkeypatch.setattr(cgroup_files, "remove_folder", self.tree.remove)
+        monkeypatch.setattr(cgroup_files, "write", self.tree.write)
         self.tree.grow(self.top, handed="cpu memory pids")
         (self.proc / "self" / "ns").mkdir(parents=True)
         (self.proc / "self/ns/pid").touch()
@@ -498,7 +498,7 @@ def test_v2_asks_the_manager_and_divides_what_it_gave(world):
 
 
 def test_v2_a_manager_that_never_moves_us_is_given_up(world, monkeypatch):
-    monkeypatch.setattr(cgroup, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(delegation, "PATIENCE_S", 0.01)
     world.tree.grow(world.top, handed="")
     world.tree.grow(world.top / "session.scope", procs=f"{os.getpid()}\n1")
     world.place("session.scope")
@@ -702,7 +702,7 @@ def test_find_never_raises(world, text):
 
 
 def test_a_user_asks_the_users_manager_with_a_clean_environment():
-    bus, command, environment = cgroup.systemd_request(42, 1000)
+    bus, command, environment = delegation.systemd_request(42, 1000)
 
     assert Path("/run/user/1000/bus") == bus
     assert ["/usr/bin/busctl", "--user"] == command[:2]
@@ -711,16 +711,16 @@ def test_a_user_asks_the_users_manager_with_a_clean_environment():
 
 
 def test_root_asks_the_systems_manager():
-    bus, command, environment = cgroup.systemd_request(42, 0)
+    bus, command, environment = delegation.systemd_request(42, 0)
 
     assert "--system" in command
     assert f"unix:path={bus}" == environment["DBUS_SYSTEM_BUS_ADDRESS"]
 
 
 def test_without_a_bus_nobody_is_asked(monkeypatch, tmp_path):
-    monkeypatch.setattr(cgroup, "systemd_request", lambda pid, uid: (tmp_path / "no-bus", ["/bin/false"], {}))
+    monkeypatch.setattr(delegation, "systemd_request", lambda pid, uid: (tmp_path / "no-bus", ["/bin/false"], {}))
 
-    assert not cgroup.ask_systemd(1)
+    assert not delegation.ask_systemd(1)
 
 
 @pytest.mark.parametrize(
@@ -730,13 +730,13 @@ def test_without_a_bus_nobody_is_asked(monkeypatch, tmp_path):
 def test_only_a_prompt_yes_is_consent(monkeypatch, command, accepted):
     monkeypatch.setattr(cgroup, "_PATIENCE_S", 0.2)
 
-    assert accepted == cgroup._succeeds(command, {})
+    assert accepted == delegation._succeeds(command, {})
 
 
 def test_a_bus_that_is_there_is_asked(monkeypatch, tmp_path):
     class Bus:
         is_socket = staticmethod(lambda: True)
 
-    monkeypatch.setattr(cgroup, "systemd_request", lambda pid, uid: (Bus, ["/bin/true"], {}))
+    monkeypatch.setattr(delegation, "systemd_request", lambda pid, uid: (Bus, ["/bin/true"], {}))
 
-    assert cgroup.ask_systemd(1)
+    assert delegation.ask_systemd(1)

@@ -41,6 +41,7 @@ class Ascent:
         self.inherited = inherited
         self.identity = (inherited.foundation.uid, inherited.foundation.gid)
         self.capabilities: dict[str, Any] = {"proc": False}
+        self.confined = False
         self._apply: dict[type[wire.Step], Callable[[Any], None]] = {
             wire.Namespaces: self._namespaces,
             wire.Work: self._work,
@@ -124,6 +125,7 @@ class Ascent:
 
     def _self_check(self, _step: wire.SelfCheck) -> None:
         check_confined()
+        self.confined = True
 
 
 class StepFailed(Exception):
@@ -178,7 +180,8 @@ def main(sock: socket, inherited: Inheritance) -> None:
     programs.rehearse()
     ascent = Ascent(inherited, sock)
     try:
-        ascent.climb(wire.unpack_steps(wire.receive(sock)))
+        while not ascent.confined:
+            ascent.climb(wire.unpack_steps(wire.receive(sock)))
     except StepFailed as failure:
         wire.send(sock, wire.REFUSED, json.dumps([failure.step, failure.code, failure.message]).encode())
         return
