@@ -58,18 +58,43 @@ def collect_artifacts(work_fd: int, box: str, destination: str) -> tuple[Artifac
         if not files:
             return ()
         _check_artifacts(files)
-        temporary = f"{destination}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        os.makedirs(temporary, 0o700)
-        try:
-            artifacts = tuple(_copy_artifact(source, entry, temporary) for entry in files)
-            with _opened(sc.AT_FDCWD, os.path.dirname(destination), os.O_PATH, 0) as parent:
-                shutil.rmtree(destination, ignore_errors=True)
-                name = os.path.basename(destination)
-                sc.renameat2(parent, f"{name}.tmp", parent, name, sc.RENAME_NOREPLACE)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        return artifacts
+        folder, name = os.path.split(destination)
+        with _made_folder(folder) as parent:
+            return _take_over(source, files, parent, name)
+
+
+def _take_over(source: int, files: list[Found], parent: int, name: str) -> tuple[Artifact, ...]:
+    """Copy everything to a sibling, then put that in the place of what an earlier run left."""
+    temporary = f"{name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True, dir_fd=parent)
+    os.mkdir(temporary, 0o700, dir_fd=parent)
+    try:
+        with _opened(parent, temporary, os.O_RDONLY | os.O_DIRECTORY) as target:
+            artifacts = tuple(_copy_artifact(source, entry, target) for entry in files)
+        shutil.rmtree(name, ignore_errors=True, dir_fd=parent)
+        sc.renameat2(parent, temporary, parent, name, sc.RENAME_NOREPLACE)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True, dir_fd=parent)
+    return artifacts
+
+
+@contextmanager
+def _made_folder(path: str) -> Iterator[int]:
+    """A folder, made with all above it where they are missing; a link anywhere on the way is an OSError (ELOOP).
+
+    A repository may bring a ``.sage`` with links in it: a name is never followed to somewhere else.
+    """
+    fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name in path.strip("/").split("/"):
+            with suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=fd)
+            below = sc.openat2(fd, name, os.O_PATH | os.O_DIRECTORY, sc.RESOLVE_NO_SYMLINKS)
+            os.close(fd)
+            fd = below
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _check_artifacts(files: list[Found]) -> None:
@@ -86,22 +111,25 @@ def _check_artifacts(files: list[Found]) -> None:
         raise Uncollectable(f"artifacts: more than {format_size(ARTIFACTS_MAX)}")
 
 
-def _copy_artifact(source: int, entry: Found, temporary: str) -> Artifact:
-    target = os.path.join(temporary, *entry.parts)
-    os.makedirs(os.path.dirname(target), 0o700, exist_ok=True)
+def _copy_artifact(source: int, entry: Found, target: int) -> Artifact:
+    for depth in range(1, len(entry.parts)):
+        with suppress(FileExistsError):
+            os.mkdir("/".join(entry.parts[:depth]), 0o700, dir_fd=target)
     digest = hashlib.sha256()
     with _opened(source, entry.path, os.O_RDONLY | os.O_NONBLOCK) as reader:
-        size = _copy(reader, target, entry.status.st_size, digest.update)
+        size = _copy(reader, entry.path, entry.status.st_size, digest.update, dir_fd=target)
     return Artifact(entry.path, size, digest.hexdigest())
 
 
-def commit_stages(work_fd: int, stages: tuple[Stage, ...], unprotected: tuple[str, ...]) -> tuple[str, ...]:
+def commit_stages(work_fd: int, stages: tuple[Stage, ...], unprotected: tuple[str, ...], most: int) -> tuple[str, ...]:
     """Carry out what the operation wrote to its ``write:`` grants, file by file; the absolute paths that changed.
 
-    Everything is checked before the first file is touched: a protected name, a link or a special file refuses the lot
-    (Uncollectable).
+    Everything is checked before the first file is touched: a protected name, a link, a special file or more than
+    ``most`` bytes in all (sparse files hold fewer than they say) refuse the lot (Uncollectable).
     """
     plans = [change for stage in stages for change in _plan(work_fd, stage, unprotected)]
+    if sum(change.size for change in plans) > most:
+        raise Uncollectable(f"wrote files of more than {format_size(most)} in all")
     for change in plans:
         change.carry_out(work_fd)
     return tuple(change.path for change in plans if not change.folder)
@@ -181,13 +209,25 @@ def _plan_entry(upper: int, base: str, stage: Stage, entry: Found, unprotected: 
     elif stat.S_ISDIR(mode):
         if _is_opaque(upper, entry.path):
             yield _removal(stage, entry, unprotected)
+        elif not _is_folder(stage, entry, otherwise=True):
+            raise Uncollectable(f"wrote into {entry.path!r}, which is no folder any more")
         yield Change(stage.path, entry.path, f"{base}/{entry.path}", folder=True)
     elif not stat.S_ISREG(mode):
         raise Uncollectable(f"wrote {entry.path!r}, which is no regular file")
     elif entry.status.st_nlink != 1:
         raise Uncollectable(f"wrote {entry.path!r}, which has more than one link")
     else:
+        if _is_folder(stage, entry, otherwise=False):
+            yield _removal(stage, entry, unprotected)
         yield Change(stage.path, entry.path, f"{base}/{entry.path}", entry.status.st_size)
+
+
+def _is_folder(stage: Stage, entry: Found, *, otherwise: bool) -> bool:
+    """Whether there is a folder outside where the operation left something; ``otherwise`` if there is nothing."""
+    try:
+        return stat.S_ISDIR(os.lstat(os.path.join(stage.path, entry.path)).st_mode)
+    except OSError:
+        return otherwise
 
 
 def _removal(stage: Stage, entry: Found, unprotected: tuple[str, ...]) -> Change:

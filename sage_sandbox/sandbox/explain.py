@@ -20,7 +20,7 @@ from sage_sandbox.sandbox.job import Job
 _ABSENT = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR})
 _UNWRITABLE = frozenset({errno.EROFS})
 _UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ECONNREFUSED, errno.EACCES})
-_TOKEN = re.compile(r"[^\s'\"`:()<>,;]*/[^\s'\"`:()<>,;]*|[\w.-]+\.[A-Za-z]\w*")
+_BETWEEN_TOKENS = re.compile(r"[\s'\"`:()<>,;]+")
 _INSIDE = ("/sandbox", "/proc", "/dev", "/packages")
 _REFUSALS = (
     "No such file",
@@ -30,6 +30,8 @@ _REFUSALS = (
     "cannot access",
     "Operation not permitted",
 )
+_LINES_MAX = 50
+_LINE_MAX = 8_192
 _TOKENS_MAX = 200
 
 
@@ -48,7 +50,8 @@ def explain_error(job: Job, error: Mapping[str, Any]) -> Violation | None:
 def explain_text(job: Job, text: str) -> Violation | None:
     """The violation behind what a command wrote to stderr, found through the paths it and its arguments name."""
     lines = [line for line in text.splitlines() if any(word in line for word in _REFUSALS)]
-    tokens = [token for line in lines for token in _TOKEN.findall(line)]
+    tokens = [token for line in lines[:_LINES_MAX] for token in _BETWEEN_TOKENS.split(line[:_LINE_MAX]) if token]
+    tokens = [token for token in tokens if "/" in token or "." in token.strip(".")]
     if lines:
         tokens += [
             argument for argument in job.argv if "/" in argument or os.path.lexists(os.path.join(job.project, argument))

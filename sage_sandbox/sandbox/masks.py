@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sage_sandbox.errors import NotGranted
 from sage_sandbox.policy import is_git_config, is_hidden
 
 Mask = tuple[str, bytes | None]
@@ -50,7 +52,7 @@ class Masker:
         stack = [("", False)]
         while stack:
             prefix, hidden = stack.pop()
-            listing = self._list(f"{root}/{prefix}".rstrip("/"), root)
+            listing = self._list(f"{root}/{prefix}".rstrip("/"))
             for name in (*listing.covered, *listing.folders) if hidden else listing.covered:
                 absolute = f"{root}/{prefix}{name}"
                 if absolute in named:
@@ -66,21 +68,23 @@ class Masker:
                     yield prefix + name, git_config(Path(root, prefix, name))
             stack += [(f"{prefix}{name}/", False) for name in listing.folders]
 
-    def _list(self, folder: str, root: str) -> _Listing:
+    def _list(self, folder: str) -> _Listing:
         try:
             status = os.lstat(folder)
-        except OSError:
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise NotGranted(f"a folder in {folder[:80]}… lies deeper than a path may lead") from error
             return _Listing((0, 0, 0), (), (), ())
         stamp = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
         known = self.known.get(folder)
         if known is None or known.stamp != stamp:
-            known = self.known[folder] = _read_folder(folder, stamp, os.path.relpath(folder, os.path.dirname(root)))
+            known = self.known[folder] = _read_folder(folder, stamp)
         return known
 
 
-def _read_folder(folder: str, stamp: tuple[int, int, int], relative: str) -> _Listing:
+def _read_folder(folder: str, stamp: tuple[int, int, int]) -> _Listing:
     folders, covered, configs = [], [], []
-    above = relative.split("/")
+    above = folder.split("/")
     try:
         with os.scandir(folder) as found:
             entries = list(found)

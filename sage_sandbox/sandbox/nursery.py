@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from sage_sandbox.errors import SandboxUnavailable
+from sage_sandbox.errors import NotGranted, SageError, SandboxUnavailable
 from sage_sandbox.policy import RESULT_MAX, MiB
 from sage_sandbox.sandbox.cgroup import Cgroup
 from sage_sandbox.sandbox.inside import entry, wire
@@ -164,9 +165,14 @@ class Child:
         self.frames.fds.clear()
 
 
-def step_refused(body: bytes) -> SandboxUnavailable:
-    """The error for a step that the kernel or the host refused."""
-    step, _code, message = json.loads(body)
+_VANISHED: Final = frozenset({errno.ESTALE, errno.ENOENT, errno.ELOOP, errno.ENOTDIR})
+
+
+def step_refused(body: bytes) -> SageError:
+    """The error for a step that the kernel or the host refused: NotGranted if a granted path changed under it."""
+    step, code, message = json.loads(body)
+    if step == "Attach" and code in _VANISHED:
+        return NotGranted(f"a granted path changed: {message}", "run it again")
     return SandboxUnavailable(f"the sandbox cannot be had: step {step}: {message}", "sage-sandbox doctor", str(step))
 
 

@@ -241,7 +241,9 @@ class Supervisor:
         if not outcome.ok or child.blueprint is None:
             return outcome
         try:
-            written = collect.commit_stages(child.work_fd, child.blueprint.stages, job.policy.unprotected)
+            written = collect.commit_stages(
+                child.work_fd, child.blueprint.stages, job.policy.unprotected, job.limits.disk
+            )
             artifacts = (
                 collect.collect_artifacts(child.work_fd, child.blueprint.box, job.artifacts) if job.artifacts else ()
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any, Final
 
@@ -11,8 +12,9 @@ from sage_sandbox.policy import RESULT_MAX, format_size
 NODES_MAX: Final = 200_000
 DEPTH_MAX: Final = 64
 
-# Strings go first, so that brackets and commas in them do not count. Possessive by construction: no backtracking.
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# Strings go first, so that brackets and commas in them do not count. Possessive, and a string without an end reaches to
+# the end of the data: what is read is never read again.
+_STRING = re.compile(rb'"(?:[^"\\]++|\\(?:.|\Z))*+(?:"|\Z)', re.DOTALL)
 _BRACKETS = re.compile(rb"[\[\]{}]")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -31,7 +33,7 @@ def check_json(data: bytes) -> bytes:
         raise UntrustedData(f"the result is larger than {format_size(RESULT_MAX)}")
     _check_shape(data)
     try:
-        value = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
         if _SURROGATE.search(data):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
@@ -52,6 +54,13 @@ def _check_shape(data: bytes) -> None:
         depth += 1 if bracket in b"[{" else -1
         if depth > DEPTH_MAX:
             raise UntrustedData(f"the result is nested deeper than {DEPTH_MAX}")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise UntrustedData(f"the result holds {text[:40]}, which is too large for a number")
+    return number
 
 
 def _refuse_constant(name: str) -> Any:

@@ -139,9 +139,21 @@ def _limited(ending: Ending) -> _Judgement | None:
 
 def _was_killed(ending: Ending) -> bool:
     status = ending.status
-    if ending.frame and ending.frame[0] == wire.EXITED:
+    if _says_exited(ending):
+        assert ending.frame is not None
         (status,) = wire.EXIT_STATUS.unpack(ending.frame[1])
     return os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGXCPU)
+
+
+def _says_exited(ending: Ending) -> bool:
+    """Whether the reaper of a command reported its end; from a Python operation that is no word of the protocol."""
+    frame = ending.frame
+    return (
+        ending.job.type == "command"
+        and frame is not None
+        and frame[0] == wire.EXITED
+        and len(frame[1]) == wire.EXIT_STATUS.size
+    )
 
 
 def _reported(ending: Ending) -> _Judgement:
@@ -154,7 +166,7 @@ def _reported(ending: Ending) -> _Judgement:
             return _Judgement(None, result=check_json(body))
         if kind == wire.ERROR:
             return _raised(ending, json.loads(check_json(body)))
-        if kind == wire.EXITED and ending.job.type == "command":
+        if _says_exited(ending):
             return _exited(ending, *wire.EXIT_STATUS.unpack(body))
     except UntrustedData as error:
         return _Judgement("error", str(error))
@@ -173,10 +185,9 @@ def _raised(ending: Ending, error: Any) -> _Judgement:
     if not isinstance(error, dict):
         return _Judgement("error", "the operation wrote to its result channel what is no result")
     kind, message, line = str(error.get("type", "")), str(error.get("message", "")), error.get("line")
-    limit = _limit_behind(ending, kind, error)
-    if limit:
+    if limit := _limit_behind(ending, kind, error):
         return _limit(ending, limit)
-    if kind == "SpawnError":
+    if kind == "SpawnError" and ending.job.type == "command":
         return _not_spawned(ending, error)
     where = f" ({ending.job.file}, line {line})" if isinstance(line, int) else ""
     text = f"{kind}: {message}{where}" if message else f"{kind}{where}"
@@ -186,7 +197,7 @@ def _raised(ending: Ending, error: Any) -> _Judgement:
 
 def _limit_behind(ending: Ending, kind: str, error: Mapping[str, Any]) -> str | None:
     """The limit that an exception of the operation's came from, if one did."""
-    code = error.get("errno")
+    code = error.get("errno") if isinstance(error.get("errno"), int) else None
     if kind == "ResultTooLarge":
         return "result"
     if kind == "MemoryError" or code == errno.ENOMEM:
@@ -249,7 +260,10 @@ def _command_result(ending: Ending, exit_code: int) -> _Judgement:
     value = text.removesuffix("\n").split("\n") if ending.job.output == "lines" else text
     if value == [""]:
         value = []
-    return _Judgement(None, result=json.dumps(value, ensure_ascii=False).encode(), exit_code=exit_code)
+    result = json.dumps(value, ensure_ascii=False).encode()
+    if len(result) > RESULT_MAX:
+        return _limit(ending, "result")
+    return _Judgement(None, result=check_json(result), exit_code=exit_code)
 
 
 def _signal_name(number: int) -> str:

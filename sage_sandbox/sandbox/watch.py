@@ -93,7 +93,9 @@ class Watch:
     def start(self, request: bytes) -> None:
         """Hand over the request. A large one is read by the child at once, which is trusted until it has it."""
         child = self.child
-        child.frames.sock.sendall(request)
+        # A child that the kernel killed over its request ends as any other: what became of it is read below.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            child.frames.sock.sendall(request)
         if child.group is None:
             cores = os.cpu_count() or 1
             self.sampler = Sampler(

@@ -186,4 +186,8 @@ def main(sock: socket, inherited: Inheritance) -> None:
         wire.send(sock, wire.REFUSED, json.dumps([failure.step, failure.code, failure.message]).encode())
         return
     wire.send(sock, wire.READY, json.dumps(ascent.capabilities).encode())
-    programs.run(sock, wire.unpack_request(wire.receive(sock)))
+    try:
+        programs.run(sock, wire.unpack_request(wire.receive(sock)))
+    except MemoryError:
+        # The request alone was more than the operation may have.
+        wire.send(sock, wire.ERROR, b'{"type": "MemoryError"}')

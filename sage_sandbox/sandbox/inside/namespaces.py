@@ -68,6 +68,7 @@ def lay_foundation(foundation: wire.Foundation, proc_fd: int) -> int:
         os.mkdir(path, 0o755)
     for number in range(wire.LAYERS_MAX):
         os.makedirs(f"{wire.LAYERS}/{number}", 0o755)
+        os.makedirs(f"{wire.MASKS}/{number}", 0o755)
     sc.move_mount(host, wire.HOST)
     os.close(host)
     _build_shared_root(foundation)
@@ -157,8 +158,7 @@ def mount_work(step: wire.Work) -> None:
     options = f"mode=0700,size={step.size},nr_inodes={step.inodes},uid={step.uid},gid={step.gid}"
     sc.mount("tmpfs", step.target, "tmpfs", _TMPFS, options)
     if step.box:
-        for name in ("stage", "masks"):
-            os.mkdir(f"{step.target}/{name}", 0o700)
+        os.mkdir(f"{step.target}/stage", 0o700)
         _make_owned(f"{step.target}/{step.box}", 0o700, (step.uid, step.gid))
     for name in ("tmp", "out"):
         _make_owned(os.path.join(step.target, step.box, name), 0o700, (step.uid, step.gid))
@@ -217,10 +217,9 @@ def _open_granted(step: wire.Attach) -> int:
 
 
 def _attach_overlay(step: wire.Attach, identity: tuple[int, int]) -> bool:
-    masks = f"{wire.WORK}/masks/{step.layer}"
     lower = f"{wire.LAYERS}/{step.layer}"
     mode = stat.S_IMODE(os.stat(lower).st_mode) & 0o777 | 0o500
-    _make_owned(masks, mode, identity)
+    masks = _mount_masks(step, mode, identity)
     for path, content in step.masks:
         _mask(masks, path, content, identity)
     # userxattr keeps redirects and metacopy off, as root too: the upper layer stays plain files that can be checked.
@@ -270,17 +269,26 @@ def _attach_entries(step: wire.Attach) -> None:
 
 def _cover(step: wire.Attach, identity: tuple[int, int]) -> None:
     """In a direct bind there is no layer to hide things in: mount nothing over them."""
-    masks = f"{wire.WORK}/masks/{step.layer}"
-    if step.masks:
-        os.mkdir(masks, 0o700)
+    if not step.masks:
+        return
+    masks = _mount_masks(step, 0o700, identity)
     for number, (path, content) in enumerate(step.masks):
         target = f"{step.root}{step.path}/{path}"
         folder = stat.S_ISDIR(os.lstat(target).st_mode)
         if folder:
-            _make_owned(f"{masks}/{number}", 0o500, identity)
+            os.mkdir(f"{masks}/{number}", 0)
         else:
-            _write_new(f"{masks}/{number}", content or b"")
-        _bind(wire.WORK, f"/masks/{step.layer}/{number}", target, folder, READ_ONLY)
+            _write_new(f"{masks}/{number}", content or b"", 0 if content is None else 0o444)
+        _bind(masks, f"/{number}", target, folder, READ_ONLY)
+
+
+def _mount_masks(step: wire.Attach, mode: int, identity: tuple[int, int]) -> str:
+    """A tmpfs with room for every mask and the folders above it: they are not the operation's to pay for."""
+    masks = f"{wire.MASKS}/{step.layer}"
+    inodes = 16 + sum(path.count("/") + 1 for path, _ in step.masks)
+    options = f"mode={mode:o},size=64m,nr_inodes={inodes},uid={identity[0]},gid={identity[1]}"
+    sc.mount("tmpfs", masks, "tmpfs", _TMPFS, options)
+    return masks
 
 
 def _mask(masks: str, path: str, content: bytes | None, identity: tuple[int, int]) -> None:
@@ -389,8 +397,8 @@ def _make_place(path: str, folder: bool) -> None:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
 
 
-def _write_new(path: str, content: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+def _write_new(path: str, content: bytes, mode: int = 0o444) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     os.write(fd, content)
     os.close(fd)
 

@@ -50,6 +50,8 @@ WORK = "/work"
 """Where a child mounts its capped tmpfs; ``box`` beneath it is what the operation sees, ``stage`` what it does not."""
 LAYERS = "/layers"
 """Mount points for the lower layers of overlays, numbered."""
+MASKS = "/masks"
+"""Mount points for what stands over these layers."""
 LAYERS_MAX = 64
 # An operation's own, never the host's.
 TMP = "/tmp"  # noqa: S108
