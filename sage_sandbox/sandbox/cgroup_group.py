@@ -80,6 +80,10 @@ class Cgroup(ABC):
         """Limit the next operation to ``memory`` bytes (swap included) and ``pids`` tasks, and count from zero."""
         if self._limits is not None:
             self._give_back(memory, pids)
+        self.begin(memory, pids)
+
+    def begin(self, memory: int, pids: int) -> None:
+        """As `limit`, for a group that has its first member already: nothing is given back, the group stays."""
         if self._limits != (memory, pids):
             self._write_limits(memory, pids)
             self._limits = (memory, pids)

@@ -13,7 +13,7 @@ from typing import Final
 
 from sage_sandbox.errors import NotGranted, SandboxUnavailable, UsageError
 from sage_sandbox.outcome import Outcome, rejected
-from sage_sandbox.policy import RESULT_MAX
+from sage_sandbox.policy import RESULT_MAX, Limits
 from sage_sandbox.sandbox import cgroup, collect, packages, steps
 from sage_sandbox.sandbox.inside import wire
 from sage_sandbox.sandbox.job import Job
@@ -55,7 +55,8 @@ class Supervisor:
         """Start the zygote and a spare ahead of the first operation. SandboxUnavailable if that cannot be."""
         self._zygote_for(())
         if self._spare is None:
-            self._spare = self._spawn(self._blueprint(Job("python", project=self.project)))
+            job = Job("python", project=self.project)
+            self._spare = self._spawn(self._blueprint(job), job.limits)
 
     def run(self, job: Job, *, cancel_fd: int = -1, stdin: bytes | None = None, relay: Relay | None = None) -> Outcome:
         """Run one operation to its end, whatever that is; SandboxUnavailable if it cannot be confined as asked.
@@ -87,8 +88,10 @@ class Supervisor:
         self._zygote = self._spare = None
         if self._home is not None:
             self._home.close()
-        self._home = None
+        # What was found out holds for what was closed: a later run looks again.
+        self._home = self._who = None
         self._groups.clear()
+        self._plain.clear()
 
     # The zygote.
 
@@ -147,10 +150,8 @@ class Supervisor:
             blueprint = self._blueprint(job)
             try:
                 self._map_owners(zygote, blueprint)
-                child = (terminal < 0 and self._take_spare(blueprint)) or self._spawn(blueprint, terminal)
-                zygote.wait_born(child)
-                child.wait_ready()
-                return child
+                child = self._take_spare(blueprint) if terminal < 0 else None
+                return self._wait_ready(zygote, child or self._spawn(blueprint, job.limits, terminal))
             except SandboxUnavailable:
                 self._drop_zygote()
                 raise
@@ -159,6 +160,15 @@ class Supervisor:
                 if attempt == 2:
                     break
         raise SandboxUnavailable("the sandbox's zygote died", "sage-sandbox doctor", "zygote")
+
+    def _wait_ready(self, zygote: Zygote, child: Child) -> Child:
+        zygote.wait_born(child)
+        try:
+            child.wait_ready()
+        except NotGranted:
+            self._bury(child)
+            raise
+        return child
 
     def _map_owners(self, zygote: Zygote, blueprint: steps.Blueprint) -> None:
         foreign = [owner for owner in blueprint.owners if owner not in zygote.mapped_owners]
@@ -183,21 +193,23 @@ class Supervisor:
             spare.confine(blueprint)
         return spare
 
-    def _spawn(self, blueprint: steps.Blueprint, terminal: int = -1, *, whole: bool = True) -> Child:
+    def _spawn(self, blueprint: steps.Blueprint, limits: Limits, terminal: int = -1, *, whole: bool = True) -> Child:
         assert self._zygote is not None
-        child = self._zygote.spawn(self._free_group(), terminal)
+        child = self._zygote.spawn(self._free_group(limits), terminal)
         child.confine(blueprint, whole=whole)
         return child
 
-    def _free_group(self) -> cgroup.Cgroup | None:
+    def _free_group(self, limits: Limits) -> cgroup.Cgroup | None:
         if self._home is None:
             return None
-        return self._groups.pop() if self._groups else self._home.make(f"{self.slot}-{time.monotonic_ns()}")
+        group = self._groups.pop() if self._groups else self._home.make(f"{self.slot}-{time.monotonic_ns()}")
+        group.limit(limits.memory, limits.pids)
+        return group
 
-    def _refill(self, used: steps.Blueprint | None) -> None:
+    def _refill(self, used: steps.Blueprint | None, limits: Limits) -> None:
         """Have the next child ready: locked where the next operation likely has no grants either, else half-open."""
         if self._spare is None and self._zygote is not None and used is not None:
-            self._spare = self._spawn(used, whole=not used.bound)
+            self._spare = self._spawn(used, limits, whole=not used.bound)
 
     def _bury(self, child: Child) -> None:
         """Kill and reap a child, and keep its cgroup for the next."""
@@ -209,6 +221,7 @@ class Supervisor:
             zygote.wait_gone(child)
         except ChildGone:
             self._drop_zygote()
+            return
         if child.group is not None:
             self._groups.append(child.group)
         child.close()
@@ -220,10 +233,12 @@ class Supervisor:
         assert zygote is not None
         try:
             if child.group is not None:
-                child.group.limit(job.limits.memory, job.limits.pids)
+                child.group.begin(job.limits.memory, job.limits.pids)
             watch.start(wire.pack(_request(job, terminal >= 0)))
             rested = watch.started - self._idle_since > BACK_TO_BACK_S
-            watch.until_gone(zygote, lambda: self._refill(child.blueprint), REFILL_DELAY_S if rested else 0.0)
+            watch.until_gone(
+                zygote, lambda: self._refill(child.blueprint, job.limits), REFILL_DELAY_S if rested else 0.0
+            )
         except (ChildGone, BrokenProtocol, BrokenPipeError, ConnectionResetError):
             self._drop_zygote()
             return rejected("worker lost", "the sandbox's zygote died under the operation")

@@ -184,10 +184,6 @@ def test_nothing_is_collected_from_beside_the_folder(bench: Bench, collect: Coll
     assert Did(False) == bench.outside("def act(path):\n    return os.path.exists(path)", {"path": str(place / "a")})
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="HOLE collect_artifacts follows a link at .sage/artifacts/FEATURE/PHASE and removes what is behind it",
-)
 def test_a_link_in_the_way_to_the_artifacts_is_not_followed(bench: Bench, tmp_path: Path) -> None:
     """A repository may bring a `.sage` with it, and an operation's name may be that of a folder of the user's.
 

@@ -106,10 +106,7 @@ def test_memory_in_a_command_of_many_processes(bench: Bench) -> None:
     assert MEMORY == told(outcome)
 
 
-@pytest.mark.xfail(strict=True, reason="a child that dies while it reads its request is called a lost worker")
 def test_inputs_larger_than_the_limit(bench: Bench) -> None:
-    if bench.supervisor._home is None:
-        pytest.xfail("without a cgroup it is the address space that ends")
     job = replace(bench.job("def run(inputs):\n    return 1", limits=SMALL), inputs=b'"' + b"x" * (100 << 20) + b'"')
 
     assert MEMORY == told(bench.supervisor.run(job))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +12,7 @@ from _socket import AF_UNIX, SOCK_STREAM, socket, socketpair
 
 from sage_sandbox.policy import Limits, Policy
 from sage_sandbox.sandbox import nursery, steps
-from sage_sandbox.sandbox.inside import child, entry, namespaces, wire, zygote
+from sage_sandbox.sandbox.inside import child, entry, namespaces, syscalls, wire, zygote
 from sage_sandbox.sandbox.masks import Masker
 
 CALL: Final = wire.PythonRequest("def run():\n    return 'ran'\n", "op.py", (), b"null", b"{}", (), 1 << 20)
@@ -27,6 +28,11 @@ def compiled(who: steps.Identity, project: Path, policy: Policy = Policy(), **li
     )
 
 
+def whole(blueprint: steps.Blueprint) -> tuple[wire.Step, ...]:
+    """Every step, those done ahead first."""
+    return blueprint.ahead + blueprint.steps
+
+
 def enter(*, privileged: bool) -> None:
     """Become pid 1 of a pid namespace, as a zygote does; who stays behind waits and says nothing."""
     if not privileged:
@@ -34,6 +40,7 @@ def enter(*, privileged: bool) -> None:
     namespaces.enter_zygote()
     if inner := os.fork():
         os._exit(os.waitstatus_to_exitcode(os.waitpid(inner, 0)[1]) & 0x7F)
+    syscalls.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: when the test kills who stayed behind
 
 
 def inherit(who: steps.Identity, project: Path) -> child.Inheritance:

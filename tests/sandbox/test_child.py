@@ -9,7 +9,7 @@ import resource
 
 import pytest
 from sandbox import standin
-from sandbox.standin import CALL, climbed, compiled, inherit
+from sandbox.standin import CALL, climbed, compiled, inherit, whole
 
 from sage_sandbox.errors import ExitCode, SandboxUnavailable
 from sage_sandbox.policy import Policy
@@ -84,13 +84,13 @@ def test_a_refused_step_is_reported_and_nothing_after_it_is_tried(kind, refuse, 
     def act():
         inherited = inherit(who, project)
         ours, theirs = standin.pair()
-        ours.sendall(wire.pack(*blueprint.steps) + wire.pack(CALL))
+        ours.sendall(wire.pack(*whole(blueprint)) + wire.pack(CALL))
         tried = refuse(kind)
         child.main(theirs, inherited)
         return tried, [frame for frame in standin.frames(ours) if frame[0] != wire.WORK_FOLDER]
 
     tried, sent = in_child(act)
-    kinds = [type(step).__name__ for step in blueprint.steps]
+    kinds = [type(step).__name__ for step in whole(blueprint)]
     ((frame, body),) = sent
 
     assert kinds[: kinds.index(kind) + 1] == tried
@@ -120,7 +120,7 @@ def test_a_hard_limit_below_ours_is_kept(in_child, who, project):
     def act():
         inherited = inherit(who, project)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        climbed(inherited, blueprint.steps)
+        climbed(inherited, whole(blueprint))
         return resource.getrlimit(resource.RLIMIT_CORE)
 
     assert (0, 0) == in_child(act)
@@ -152,7 +152,7 @@ def test_every_step_applied_leaves_what_it_says(granted, in_child, who, project)
     blueprint = compiled(who, project, policy, disk=1 << 20, pids=7)
 
     def act():
-        ascent = climbed(inherit(who, project), blueprint.steps)
+        ascent = climbed(inherit(who, project), whole(blueprint))
         return look(), ascent.capabilities
 
     seen, capabilities = in_child(act)
@@ -181,7 +181,7 @@ def test_a_child_says_ready_then_runs_its_one_request(in_child, who, project):
     def act():
         inherited = inherit(who, project)
         ours, theirs = standin.pair()
-        ours.sendall(wire.pack(*blueprint.steps) + wire.pack(CALL))
+        ours.sendall(wire.pack(*whole(blueprint)) + wire.pack(CALL))
         child.main(theirs, inherited)
         return standin.frames(ours)
 
@@ -190,6 +190,24 @@ def test_a_child_says_ready_then_runs_its_one_request(in_child, who, project):
     assert (wire.WORK_FOLDER, wire.READY) == (work, ready)
     assert ["proc"] == list(json.loads(capabilities))
     assert (wire.VALUE, b'"ran"') == value
+
+
+def test_a_request_that_needs_more_memory_than_there_is_is_an_outcome(in_child, who, project):
+    blueprint = compiled(who, project)
+
+    def refuse(_body):
+        raise MemoryError
+
+    def act():
+        inherited = inherit(who, project)
+        ours, theirs = standin.pair()
+        ours.sendall(wire.pack(*blueprint.ahead) + wire.pack(*blueprint.steps) + wire.pack(CALL))
+        child.programs.rehearse = lambda: None
+        wire.unpack_request = refuse
+        child.main(theirs, inherited)
+        return standin.frames(ours)[-1]
+
+    assert (wire.ERROR, b'{"type": "MemoryError"}') == in_child(act)
 
 
 def without(plan, *kinds):
@@ -201,7 +219,7 @@ def not_confined(who, project, blueprint, act):
 
     def confine():
         try:
-            act(who, project, blueprint.steps)
+            act(who, project, whole(blueprint))
             child.check_confined()
         except OSError as error:
             return error.strerror
@@ -266,7 +284,7 @@ def test_self_check_refuses_a_process_in_which(claim, act, in_child, who, projec
 
 
 def test_self_check_accepts_a_process_in_which_every_claim_holds(in_child, who, project):
-    plan = compiled(who, project).steps
+    plan = whole(compiled(who, project))
 
     def act():
         climbed(inherit(who, project), without(plan, wire.SelfCheck))

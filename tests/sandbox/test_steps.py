@@ -13,6 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sandbox.standin import whole
+
 from sage_sandbox.errors import NotGranted, SandboxUnavailable
 from sage_sandbox.policy import Limits, MiB, Policy
 from sage_sandbox.sandbox import steps
@@ -57,7 +59,7 @@ def compiled(base, policy=Policy(), limits=Limits(), who=USER, *, cgroup=False):
 
 
 def only(blueprint, kind):
-    (step,) = [step for step in blueprint.steps if isinstance(step, kind)]
+    (step,) = [step for step in whole(blueprint) if isinstance(step, kind)]
     return step
 
 
@@ -65,10 +67,11 @@ def only(blueprint, kind):
 @given(GRANTS, LIMITS, st.booleans(), st.booleans())
 def test_any_policy_compiles_to_the_one_order(base, grants, limits, loopback, cgroup):
     blueprint = compiled(base, policy_of(base[0], grants, loopback=loopback), limits, cgroup=cgroup)
-    kinds = [type(step).__name__ for step in blueprint.steps]
+    kinds = [type(step).__name__ for step in whole(blueprint)]
 
     assert kinds == sorted(kinds, key=ORDER.index)
     assert set(kinds) == set(ORDER) - (set() if grants else GRANTED_ONLY)
+    assert not any(isinstance(step, wire.Attach) for step in blueprint.ahead)
     assert len(kinds) - kinds.count("Attach") == len(set(kinds) - {"Attach"})
 
 
@@ -83,7 +86,7 @@ def test_what_gives_rights_away_stands_after_what_needs_them():
 @given(GRANTS)
 def test_every_granted_path_is_attached_once_with_its_widest_right(base, grants):
     root, _foundation = base
-    attached = [step for step in compiled(base, policy_of(root, grants)).steps if isinstance(step, wire.Attach)]
+    attached = [step for step in whole(compiled(base, policy_of(root, grants))) if isinstance(step, wire.Attach)]
     paths = [step.path for step in attached]
 
     assert {str(root / path) for path in grants} == set(paths)
@@ -101,7 +104,7 @@ def test_every_granted_path_is_attached_once_with_its_widest_right(base, grants)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(GRANTS)
 def test_parents_are_attached_before_what_lies_in_them(base, grants):
-    paths = [step.path for step in compiled(base, policy_of(base[0], grants)).steps if isinstance(step, wire.Attach)]
+    paths = [step.path for step in whole(compiled(base, policy_of(base[0], grants))) if isinstance(step, wire.Attach)]
 
     for number, path in enumerate(paths):
         assert not any(path.startswith(later + "/") for later in paths[number:])
@@ -157,7 +160,7 @@ def test_writable_places_are_opened_by_the_ruleset_and_staged_ones_by_the_bluepr
 
     assert wire.Landlock(True, wire.OWN_ROOT, ("/tmp", a, d, top), (top,), False) == only(blueprint, wire.Landlock)
     assert {(a, True), (top, False)} == {(stage.path, stage.folder) for stage in blueprint.stages}
-    layers = {step.path: step.layer for step in blueprint.steps if isinstance(step, wire.Attach)}
+    layers = {step.path: step.layer for step in whole(blueprint) if isinstance(step, wire.Attach)}
     assert all(layers[stage.path] == stage.layer for stage in blueprint.stages)
     assert (True, "box") == (blueprint.bound, blueprint.box)
 

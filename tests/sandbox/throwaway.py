@@ -24,7 +24,7 @@ import coverage
 
 import sage_sandbox
 
-PATIENCE_S: Final = 60.0
+PATIENCE_S: Final = 30.0
 _MESSAGE_MAX: Final = 1 << 18
 _SOURCE: Final = str(Path(sage_sandbox.__file__).parent / "*")
 _end_process: Final = sys.modules["posix"]._exit  # os._exit is coverage's while it measures
@@ -60,7 +60,7 @@ class Apart:
         self.status: int | None = None
 
     def wait(self, timeout: float | None = None) -> int:
-        """Until it has ended: its exit code, or -signal. It is killed if it has not within ``timeout`` or a minute."""
+        """Until it has ended: its exit code, or -signal. It is killed if it has not within ``timeout`` or half a minute."""
         if self.status is not None:
             return self.status
         poll = select.poll()
