@@ -22,7 +22,7 @@ GrantKind = Literal["read", "write", "write-through", "loopback", "net", "tool",
 GRANT_KINDS: Final[tuple[GrantKind, ...]] = ("read", "write", "write-through", "loopback", "net", "tool", "env")
 UNAVAILABLE_KINDS: Final[frozenset[GrantKind]] = frozenset({"net", "tool"})
 
-HIDDEN_NAMES: Final = (".sage", ".env*", ".netrc", ".npmrc", ".pypirc", "*.pem", "*.key", "id_*")
+HIDDEN_NAMES: Final = (".sage", ".env*", ".git-credentials", ".netrc", ".npmrc", ".pypirc", "*.pem", "*.key", "id_*")
 """Names that a read grant on a folder does not show, at any depth, unless a grant names the very file.
 
 ``.git/config`` is replaced beside these (see `is_git_config`): it holds remotes with credentials, but git needs one.
@@ -198,8 +198,9 @@ def fold(name: str) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a folder grant leaves out entries of this name."""
-    return any(fnmatchcase(name, pattern) for pattern in HIDDEN_NAMES)
+    """Whether a folder grant leaves out entries of this name, in whatever case it is written."""
+    folded = name.casefold()
+    return any(fnmatchcase(folded, pattern) for pattern in HIDDEN_NAMES)
 
 
 def is_git_config(parts: Sequence[str]) -> bool:

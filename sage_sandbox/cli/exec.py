@@ -77,33 +77,25 @@ def _run(job: Job, *, tty: bool, relayed: bool) -> Outcome:
         with cancel_on_signals(interrupt=not tty) as cancel_fd:
             if tty:
                 with own_terminal() as (terminal, controller):
-                    relay = Relay(0, lambda _number, data: _write(1, data), terminal, controller)
+                    relay = Relay(0, (1, 2), lambda _number, data: data, terminal, controller)
                     return supervisor.run(job, cancel_fd=cancel_fd, relay=relay)
-            return supervisor.run(job, cancel_fd=cancel_fd, relay=Relay(0, _writer(), -1, -1) if relayed else None)
+            return supervisor.run(job, cancel_fd=cancel_fd, relay=Relay(0, (1, 2), _speller()) if relayed else None)
     finally:
         supervisor.close()
 
 
-def _writer() -> Callable[[int, bytes], None]:
-    """Raw to files and pipes; to a terminal, only what no terminal acts on."""
+def _speller() -> Callable[[int, bytes], bytes]:
+    """As it is for files and pipes; for a terminal, only what no terminal acts on."""
     from codecs import getincrementaldecoder
 
     from sage_sandbox.escaping import escape_lines
 
     decoders = {fd: getincrementaldecoder("utf-8")("backslashreplace") for fd in (1, 2) if os.isatty(fd)}
 
-    def out(number: int, data: bytes) -> None:
-        if number in decoders:
-            data = escape_lines(decoders[number].decode(data)).encode()
-        _write(number, data)
+    def spell(number: int, data: bytes) -> bytes:
+        return escape_lines(decoders[number].decode(data)).encode() if number in decoders else data
 
-    return out
-
-
-def _write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+    return spell
 
 
 def _write_report(path: str, outcome: Outcome) -> None:

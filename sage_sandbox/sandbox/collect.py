@@ -300,7 +300,9 @@ def _copy(reader: int, target: str, most: int, observe: object = None, *, mode: 
                 raise Uncollectable("a file grew while it was taken over")
             if callable(observe):
                 observe(part)
-            os.write(writer, part)
+            view = memoryview(part)
+            while view:
+                view = view[os.write(writer, view) :]
         os.fchmod(writer, mode)
         if owner is not None and os.geteuid() == 0:
             os.fchown(writer, *owner)

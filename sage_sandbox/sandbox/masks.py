@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from sage_sandbox.policy import is_git_config, is_hidden
 
 Mask = tuple[str, bytes | None]
 _CORE_KEYS = ("repositoryformatversion", "bare")
+_SETTLED_NS = 2_000_000_000
 _EXTENSIONS = ("objectformat", "refstorage", "worktreeconfig", "partialclone", "noop", "compatobjectformat")
 
 
@@ -78,7 +80,11 @@ class Masker:
         stamp = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
         known = self.known.get(folder)
         if known is None or known.stamp != stamp:
-            known = self.known[folder] = _read_folder(folder, stamp)
+            # Coarse clocks (before Linux 6.13) give two changes one stamp: what changed just now is not kept.
+            fresh = time.time_ns() - max(stamp[:2]) < _SETTLED_NS
+            known = _read_folder(folder, stamp)
+            if not fresh:
+                self.known[folder] = known
         return known
 
 

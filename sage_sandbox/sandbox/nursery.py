@@ -272,6 +272,13 @@ class Zygote:
         if self._frames.closed:
             raise ChildGone
 
+    def check(self) -> None:
+        """Take in what is there without waiting; ChildGone if the zygote has died."""
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        if poll.poll(0):
+            self.listen()
+
     def wait_born(self, child: Child) -> None:
         """Until the child's pidfd is here."""
         self._wait_until(lambda: child.pidfd >= 0)

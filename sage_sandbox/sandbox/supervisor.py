@@ -168,6 +168,8 @@ class Supervisor:
         except NotGranted:
             self._bury(child)
             raise
+        # What a spare said may be older than the end of its zygote.
+        zygote.check()
         return child
 
     def _map_owners(self, zygote: Zygote, blueprint: steps.Blueprint) -> None:

@@ -25,14 +25,16 @@ _CHUNK: Final = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Relay:
-    """Passes an operation's streams on while it runs: bytes from ``source`` go in, what comes out goes to ``out``.
+    """Passes an operation's streams on while it runs: bytes from ``source`` go in, what comes out goes to ``sinks``.
 
-    ``out`` takes 1 or 2 and the bytes, and may raise BrokenPipeError, which ends the operation. ``terminal`` and
-    ``controller`` are the two ends of a terminal of the operation's own, -1 for pipes.
+    ``sinks`` are the descriptors for stdout and stderr, ``spell`` says what is written for what came (1 or 2, and the
+    bytes). A sink that takes nothing holds the operation up, and never its limits. ``terminal`` and ``controller`` are
+    the two ends of a terminal of the operation's own, -1 for pipes.
     """
 
     source: int
-    out: Callable[[int, bytes], None]
+    sinks: tuple[int, int]
+    spell: Callable[[int, bytes], bytes]
     terminal: int = -1
     controller: int = -1
 
@@ -85,6 +87,7 @@ class Watch:
         self._cancel_fd = cancel_fd
         self._stdin = bytearray(stdin if relay is None else b"")
         self._source = relay.source if relay is not None else -1
+        self._outgoing = {1: bytearray(), 2: bytearray()}
         self._poll = select.poll()
         self._handlers: dict[int, Callable[[], object]] = {}
 
@@ -102,12 +105,11 @@ class Watch:
                 child.host_pid(), child.work_fd, self.job.limits.memory, self.job.limits.cpu_s, cores
             )
         self._listen(child.frames.sock.fileno(), self._read_frames)
-        self._listen(child.stdout, lambda: self._read_stream(child.stdout, 1))
-        self._listen(child.stderr, lambda: self._read_stream(child.stderr, 2))
+        self._listen_to_stream(1)
+        if child.stderr >= 0:
+            self._listen_to_stream(2)
         self._listen(self._cancel_fd, self._cancelled)
         if self.relay is not None:
-            controller = self.relay.controller
-            self._listen(self.relay.controller, lambda: self._read_stream(controller, 1))
             self._listen(self._source, self._read_source)
         else:
             self._feed()
@@ -193,12 +195,36 @@ class Watch:
             self._ignore(self.child.stdout if number == 1 else self.child.stderr)
 
     def _pass_on(self, number: Literal[1, 2], data: bytes) -> None:
+        """Hold back the stream until its sink has taken this."""
         assert self.relay is not None
+        self._outgoing[number] += self.relay.spell(number, data)
+        self._ignore(self._stream(number))
+        self._listen(self.relay.sinks[number - 1], lambda: self._flush(number), select.POLLOUT)
+
+    def _flush(self, number: Literal[1, 2]) -> None:
+        # POLLOUT promises room for PIPE_BUF bytes (pipe(7)): the caller's descriptors stay blocking, they are not ours.
+        assert self.relay is not None
+        sink, waiting = self.relay.sinks[number - 1], self._outgoing[number]
         try:
-            self.relay.out(number, data)
-        except BrokenPipeError:
+            del waiting[: os.write(sink, waiting[: select.PIPE_BUF])]
+        except OSError:
             # Nobody reads ours any more: let the operation find that out as it would without us, by SIGPIPE.
+            waiting.clear()
+            self._ignore(sink)
             self._close_stream(number)
+            return
+        if not waiting:
+            self._ignore(sink)
+            self._listen_to_stream(number)
+
+    def _stream(self, number: Literal[1, 2]) -> int:
+        if self.relay is not None and self.relay.controller >= 0:
+            return self.relay.controller
+        return self.child.stdout if number == 1 else self.child.stderr
+
+    def _listen_to_stream(self, number: Literal[1, 2]) -> None:
+        fd = self._stream(number)
+        self._listen(fd, lambda: self._read_stream(fd, number))
 
     def _close_stream(self, number: Literal[1, 2]) -> None:
         child = self.child
@@ -288,15 +314,26 @@ class Watch:
 
     def _drain(self) -> None:
         """What is still in the pipes: everybody who could write to them is dead."""
-        controller = self.relay.controller if self.relay is not None else -1
-        while controller in self._handlers and self._read_stream(controller, 1):
-            continue
-        while self.child.stdout in self._handlers and self._read_stream(self.child.stdout, 1):
-            continue
-        while self.child.stderr in self._handlers and self._read_stream(self.child.stderr, 2):
-            continue
+        numbers: tuple[Literal[1, 2], ...] = (1, 2) if self.child.stderr >= 0 else (1,)
+        for number in numbers:
+            fd = self._stream(number)
+            if self.relay is not None:
+                self._flush_rest(number)
+            elif fd in self._handlers:
+                while self._read_stream(fd, number) and fd in self._handlers:
+                    continue
         if self.frame is None and self.stopped is None:
             self._last_frame()
+
+    def _flush_rest(self, number: Literal[1, 2]) -> None:
+        """Pass on what is left. Whoever ended the operation does not wait for a sink that takes nothing."""
+        assert self.relay is not None
+        ready = select.poll()
+        ready.register(self.relay.sinks[number - 1], select.POLLOUT)
+        while self._outgoing[number] or (self._stream(number) >= 0 and self._read_stream(self._stream(number), number)):
+            if self.stopped and not ready.poll(0):
+                return
+            self._flush(number)
 
     def _last_frame(self) -> None:
         frames = self.child.frames

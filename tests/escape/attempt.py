@@ -205,16 +205,18 @@ def running(supervisor: Supervisor, job: Job) -> Iterator[Running]:
     (cancelled, cancel), (stdin, feed) = os.pipe(), os.pipe()
     held = Running(queue.Queue(), threading.Event(), feed, cancel)
     rest = bytearray()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
 
-    def out(_number: int, data: bytes) -> None:
+    def tap(_number: int, data: bytes) -> bytes:
         rest.extend(data)
         *lines, last = bytes(rest).split(b"\n")
         rest[:] = last
         for line in lines:
             held.printed.put(line.decode())
+        return b""
 
     def work() -> None:
-        held.outcome = supervisor.run(job, cancel_fd=cancelled, relay=Relay(stdin, out))
+        held.outcome = supervisor.run(job, cancel_fd=cancelled, relay=Relay(stdin, (nowhere, nowhere), tap))
         held.over.set()
 
     thread = threading.Thread(target=work)
@@ -225,7 +227,7 @@ def running(supervisor: Supervisor, job: Job) -> Iterator[Running]:
         held.cancel()
         thread.join(PATIENCE_S)
         assert not thread.is_alive()
-        for fd in (cancelled, cancel, stdin, feed):
+        for fd in (cancelled, cancel, stdin, feed, nowhere):
             os.close(fd)
 
 

@@ -81,7 +81,7 @@ def test_nothing_is_typed_into_a_terminal_of_its_own(bench: Bench) -> None:
     with own_terminal() as (terminal, controller):
         job = Job("command", argv=(PYTHON, "-I", "-S", "-c", TYPE), project=str(bench.project))
         outcome = bench.supervisor.run(
-            job, relay=Relay(-1, lambda _number, data: seen.extend(data), terminal, controller)
+            job, relay=Relay(-1, (1, 1), lambda _number, data: seen.extend(data) or b"", terminal, controller)
         )
 
     assert outcome.ok, outcome
@@ -97,7 +97,7 @@ def test_the_terminal_of_a_command_is_its_controlling_one_and_no_others(bench: B
     with own_terminal() as (terminal, controller):
         job = Job("command", argv=argv, project=str(bench.project))
         outcome = bench.supervisor.run(
-            job, relay=Relay(-1, lambda _number, data: seen.extend(data), terminal, controller)
+            job, relay=Relay(-1, (1, 1), lambda _number, data: seen.extend(data) or b"", terminal, controller)
         )
 
     assert outcome.ok, outcome

@@ -440,7 +440,7 @@ from sage_sandbox.sandbox.job import Job
 from sage_sandbox.sandbox.watch import Relay
 supervisor = Supervisor({str(bench.project)!r})
 argv = ("sh", "-c", "setsid sleep 1000 & echo ready; exec sleep 1000")
-relay = Relay(-1, lambda number, data: os.write(1, data))
+relay = Relay(-1, (1, 1), lambda number, data: data)
 supervisor.run(Job("command", argv=argv, project=supervisor.project), relay=relay)
 """
     process = psutil.Popen([sys.executable, "-c", code], stdout=-1)

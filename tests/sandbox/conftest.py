@@ -1,5 +1,8 @@
 """What the tests of the sandbox share: throw-away processes, and zygotes that are measured."""
 
+# What is faked, patched and misused here on purpose is the subject.
+# mypy: disable-error-code="arg-type,assignment,method-assign"
+
 from __future__ import annotations
 
 import os

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+from _socket import AF_UNIX, SOCK_STREAM, socket, socketpair
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
-
-from _socket import AF_UNIX, SOCK_STREAM, socket, socketpair
 
 from sage_sandbox.policy import Limits, Policy
 from sage_sandbox.sandbox import nursery, steps
@@ -24,7 +23,13 @@ def found(who: steps.Identity, project: Path) -> wire.Foundation:
 
 def compiled(who: steps.Identity, project: Path, policy: Policy = Policy(), **limits: Any) -> steps.Blueprint:
     return steps.compile_steps(
-        policy, replace(Limits(), **limits), who, found(who, project), project=str(project), masker=Masker(), cgroup=False
+        policy,
+        replace(Limits(), **limits),
+        who,
+        found(who, project),
+        project=str(project),
+        masker=Masker(),
+        cgroup=False,
     )
 
 

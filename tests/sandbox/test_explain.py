@@ -1,5 +1,8 @@
 """From a refusal to the grant that was missing, or to nothing where no grant would have helped."""
 
+# What is faked, patched and misused here on purpose is the subject.
+# mypy: disable-error-code="union-attr"
+
 from __future__ import annotations
 
 import errno
@@ -36,7 +39,9 @@ def error(code, path=None):
 
 @pytest.mark.parametrize("code", [errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR])
 def test_a_file_that_is_there_outside_could_have_been_granted(code, world):
-    assert Violation("tried to read src/main.py", "read:src/main.py") == explain_error(job(world), error(code, "src/main.py"))
+    assert Violation("tried to read src/main.py", "read:src/main.py") == explain_error(
+        job(world), error(code, "src/main.py")
+    )
 
 
 def test_a_path_outside_the_project_stays_absolute(world):
@@ -58,7 +63,18 @@ def test_a_path_that_climbs_is_named_by_where_it_leads(world):
 
 
 @pytest.mark.parametrize(
-    "path", ["src/missing.py", "/nowhere/at/all", "/proc/1/environ", "/dev/sda", "/sandbox/work/x", "/packages/x", "/usr/bin/env", "x\0y", ""]
+    "path",
+    [
+        "src/missing.py",
+        "/nowhere/at/all",
+        "/proc/1/environ",
+        "/dev/sda",
+        "/sandbox/work/x",
+        "/packages/x",
+        "/usr/bin/env",
+        "x\0y",
+        "",
+    ],
 )
 def test_no_grant_would_have_helped_with(path, world):
     assert explain_error(job(world), error(errno.ENOENT, path)) is None
@@ -95,13 +111,18 @@ def test_a_read_only_place_could_have_been_granted_for_writing(path, policy, all
     assert allow == (found and found.allow)
 
 
-@pytest.mark.parametrize("code", [errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ECONNREFUSED, errno.EACCES])
+@pytest.mark.parametrize(
+    "code", [errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ECONNREFUSED, errno.EACCES]
+)
 def test_a_network_that_cannot_be_reached_is_explained_by_the_missing_loopback(code, world):
     assert Violation("tried to reach a network", "loopback") == explain_error(job(world), error(code))
     assert explain_error(job(world, loopback=True), error(code)) is None
 
 
-@pytest.mark.parametrize("described", [{}, {"errno": "2"}, {"errno": None, "path": "src"}, {"errno": errno.EINVAL}, {"errno": errno.EIO, "path": "src"}])
+@pytest.mark.parametrize(
+    "described",
+    [{}, {"errno": "2"}, {"errno": None, "path": "src"}, {"errno": errno.EINVAL}, {"errno": errno.EIO, "path": "src"}],
+)
 def test_other_errors_have_no_explanation(described, world):
     assert explain_error(job(world), described) is None
 

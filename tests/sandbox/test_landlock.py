@@ -1,5 +1,8 @@
 """Rulesets: what each ABI is asked for, and what the kernel then refuses."""
 
+# What is faked, patched and misused here on purpose is the subject.
+# mypy: disable-error-code="func-returns-value,redundant-expr"
+
 from __future__ import annotations
 
 import os
@@ -26,7 +29,9 @@ def asked(monkeypatch):
     made, rules = [], {}
     monkeypatch.setattr(syscalls, "landlock_create_ruleset", lambda *what: made.append(what) or 99)
     monkeypatch.setattr(
-        syscalls, "landlock_add_path", lambda _ruleset, fd, access: rules.update({os.readlink(f"/proc/self/fd/{fd}"): access})
+        syscalls,
+        "landlock_add_path",
+        lambda _ruleset, fd, access: rules.update({os.readlink(f"/proc/self/fd/{fd}"): access}),
     )
     return made, rules
 
@@ -94,7 +99,9 @@ def test_what_is_in_no_rule_is_refused_by_the_kernel(root, in_child):
         return True
 
     def act():
-        ruleset = landlock.build(abi, ("null",), step(root, writable=("/granted", "/granted.txt"), files=("/granted.txt",)))
+        ruleset = landlock.build(
+            abi, ("null",), step(root, writable=("/granted", "/granted.txt"), files=("/granted.txt",))
+        )
         before = attempt("outside/file", os.O_WRONLY), os.path.isdir(root.parent) and bool(os.listdir(root.parent))
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
         syscalls.landlock_restrict_self(ruleset)

@@ -1,17 +1,32 @@
 """What a folder grant does not show, found on real trees."""
 
+# What is faked, patched and misused here on purpose is the subject.
+# mypy: disable-error-code="attr-defined,func-returns-value,redundant-expr"
+
 from __future__ import annotations
 
 import os
 import socket
 import subprocess
+import time
 
 import pytest
 
+from sage_sandbox.errors import NotGranted
 from sage_sandbox.sandbox import masks
 from sage_sandbox.sandbox.masks import Masker, git_config
 
-HIDDEN = (".sage/state.json", ".env", ".env.local", "deep/er/.netrc", "a/server.pem", "a/b/tls.key", "id_ed25519", ".npmrc", ".pypirc")
+HIDDEN = (
+    ".sage/state.json",
+    ".env",
+    ".env.local",
+    "deep/er/.netrc",
+    "a/server.pem",
+    "a/b/tls.key",
+    "id_ed25519",
+    ".npmrc",
+    ".pypirc",
+)
 
 
 @pytest.fixture
@@ -23,7 +38,9 @@ def tree(tmp_path):
         (root / name).write_text(name)
     for config in (".git/config", ".git/modules/lib/config", ".git/worktrees/w/config.worktree"):
         (root / config).parent.mkdir(parents=True, exist_ok=True)
-        (root / config).write_text('[core]\n\tbare = true\n[remote "origin"]\n\turl = https://user:secret@example.org\n')
+        (root / config).write_text(
+            '[core]\n\tbare = true\n[remote "origin"]\n\turl = https://user:secret@example.org\n'
+        )
     (root / "src/config").write_text("no git configuration")
     return root
 
@@ -36,7 +53,8 @@ def test_hidden_names_are_covered_at_any_depth(tree):
     found = masked(tree)
 
     assert {
-        ".sage", ".env", ".env.local", "deep/er/.netrc", "a/server.pem", "a/b/tls.key", "id_ed25519", ".npmrc", ".pypirc",
+        ".sage", ".env", ".env.local", "deep/er/.netrc", "a/server.pem", "a/b/tls.key", "id_ed25519",
+        ".npmrc", ".pypirc",
     } == {path for path, replacement in found.items() if replacement is None}  # fmt: skip
 
 
@@ -92,13 +110,18 @@ def test_sockets_and_fifos_are_covered_and_links_are_not(tree, monkeypatch):
         sock.bind("src/sock")
         found = masked(tree)
 
-    assert {"src/fifo": None, "src/sock": None} == {path: text for path, text in found.items() if path.startswith("src/")}
+    assert {"src/fifo": None, "src/sock": None} == {
+        path: text for path, text in found.items() if path.startswith("src/")
+    }
 
 
 def test_a_folder_that_did_not_change_is_not_read_again(tree, monkeypatch):
     masker = Masker()
     read = []
     plain = os.scandir
+    later = time.time_ns() + 10**12
+    # What changed a moment ago may change again under the same stamp: it is not kept.
+    monkeypatch.setattr(masks.time, "time_ns", lambda: later)
     monkeypatch.setattr(masks.os, "scandir", lambda folder: read.append(str(folder)) or plain(folder))
     first = masked(tree, masker=masker)
     folders = len(read)
@@ -114,6 +137,14 @@ def test_a_folder_that_did_not_change_is_not_read_again(tree, monkeypatch):
     assert [str(tree / "src")] == read[folders:]
 
 
+def test_a_folder_that_changed_just_now_is_read_again(tree, monkeypatch):
+    masker = Masker()
+    monkeypatch.setattr(masks.time, "time_ns", lambda: os.stat(tree).st_ctime_ns)
+    masked(tree, masker=masker)
+
+    assert str(tree) not in masker.known
+
+
 def test_a_folder_that_cannot_be_listed_shows_nothing_to_mask(tree, monkeypatch):
     def refuse(_folder):
         raise PermissionError
@@ -127,25 +158,39 @@ def test_a_folder_that_is_gone_has_nothing_to_mask(tmp_path):
     assert {} == masked(tmp_path / "gone")
 
 
-def test_a_tree_deeper_than_the_stack_is_walked(tmp_path):
-    top = os.open(tmp_path, os.O_RDONLY)
-    for _ in range(1200):
-        os.mkdir("d", dir_fd=top)
-        below = os.open("d", os.O_RDONLY, dir_fd=top)
-        os.close(top)
-        top = below
-    os.close(top)
-    found = masked(tmp_path)
-    subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)  # too deep for pytest
+@pytest.fixture
+def deep(tmp_path):
+    """Make a chain of folders; gone before pytest, for which it is too deep, wants to remove it."""
 
-    assert {} == found
+    def make(depth):
+        top = os.open(tmp_path, os.O_RDONLY)
+        for _ in range(depth):
+            os.mkdir("d", dir_fd=top)
+            below = os.open("d", os.O_RDONLY, dir_fd=top)
+            os.close(top)
+            top = below
+        os.close(top)
+        return tmp_path
+
+    yield make
+    subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)
+
+
+def test_a_tree_deeper_than_the_stack_is_walked(deep):
+    assert {} == masked(deep(1200))
+
+
+def test_a_tree_deeper_than_a_path_may_lead_is_not_granted(deep):
+    with pytest.raises(NotGranted, match="lies deeper than a path may lead"):
+        masked(deep(2100))
 
 
 @pytest.mark.parametrize(
     ("text", "kept"),
     [
         ("", b"[core]\n"),
-        ("[core]\n\trepositoryformatversion = 1\n\tbare = false\n", b"[core]\n\trepositoryformatversion = 1\n\tbare = false\n"),
+        ("[core]\n\trepositoryformatversion = 1\n\tbare = false\n",
+         b"[core]\n\trepositoryformatversion = 1\n\tbare = false\n"),
         ("[CORE]\n BARE=true\n", b"[core]\n\tbare = true\n"),
         ('[core]\n\trepositoryformatversion = "0"\n', b"[core]\n\trepositoryformatversion = 0\n"),
         ("[extensions]\n\tobjectFormat = sha256\n\tworktreeConfig = true\n",

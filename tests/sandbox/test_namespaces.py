@@ -1,18 +1,17 @@
 """Mounts and namespaces, made for real in throw-away processes."""
 
+# What is faked, patched and misused here on purpose is the subject.
+# mypy: disable-error-code="arg-type,index"
+
 from __future__ import annotations
 
 import errno
-import json
 import os
 import socket
 import stat
 from contextlib import suppress
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from sandbox import standin, throwaway
 from sandbox.standin import climbed, compiled, inherit, whole
 
 from sage_sandbox.policy import Policy
@@ -99,8 +98,8 @@ def test_without_grants_there_is_the_system_a_box_and_nothing_else(inside, proje
     })  # fmt: skip
 
     assert {
-        "cwd": [], "box": ["out", "tmp"], "home": "ENOENT", "usr": "EROFS", "tmp": 7, "outside": ["written"] * 2, "null": 7,
-        "zero": True, "kmsg": "ENOENT", "passwd": True, "host": "sandbox", "mode": "0o40700",
+        "cwd": [], "box": ["out", "tmp"], "home": "ENOENT", "usr": "EROFS", "tmp": 7, "outside": ["written"] * 2,
+        "null": 7, "zero": True, "kmsg": "ENOENT", "passwd": True, "host": "sandbox", "mode": "0o40700",
     } == {**seen, "usr": "EROFS" if seen["usr"] in ("EROFS", "EACCES") else seen["usr"]}  # fmt: skip
 
 
@@ -121,14 +120,15 @@ def test_a_read_grant_shows_the_folder_read_only_without_hidden_names(inside, pr
     })  # fmt: skip
 
     assert {
-        "names": [".git", "deep", "notes.txt"], "deep": [], "notes": "of the project", "config": "[core]\n\tbare = true\n",
-        "env": "ENOENT", "write": True, "setuid": True,
+        "names": [".git", "deep", "notes.txt"], "deep": [], "notes": "of the project",
+        "config": "[core]\n\tbare = true\n", "env": "ENOENT", "write": True, "setuid": True,
     } == seen  # fmt: skip
 
 
 def test_a_write_grant_is_staged_and_touches_nothing_outside(inside, project):
     seen = inside(Policy(write=(str(project),)), lambda: [
-        attempt(write, "notes.txt"), attempt(write, "new"), read("notes.txt"), attempt(os.unlink, "notes.txt"), os.listdir("."),
+        attempt(write, "notes.txt"), attempt(write, "new"), read("notes.txt"), attempt(os.unlink, "notes.txt"),
+        os.listdir("."),
     ])  # fmt: skip
 
     assert [7, 7, "written", None, ["new"]] == seen
@@ -149,7 +149,8 @@ def test_writing_through_is_direct_and_still_covers_hidden_names(inside, project
     (project / ".sage").mkdir()
     (project / ".sage/state").write_text("secret")
     seen = inside(Policy(write_through=(str(project),)), lambda: [
-        attempt(write, "new"), attempt(read, ".env"), attempt(os.listdir, ".sage"), attempt(write, ".env") in ("EROFS", "EACCES"),
+        attempt(write, "new"), attempt(read, ".env"), attempt(os.listdir, ".sage"),
+        attempt(write, ".env") in ("EROFS", "EACCES"),
     ])  # fmt: skip
 
     assert [7, "EACCES", "EACCES", True] == seen
@@ -160,7 +161,9 @@ def test_writing_through_is_direct_and_still_covers_hidden_names(inside, project
 def test_a_single_file_to_read_is_there_alone(inside, project):
     (project / "other").write_text("")
     path = str(project / "notes.txt")
-    seen = inside(Policy(read=(path,)), lambda: [read(path), os.listdir(project), attempt(write, path) in ("EROFS", "EACCES")])
+    seen = inside(
+        Policy(read=(path,)), lambda: [read(path), os.listdir(project), attempt(write, path) in ("EROFS", "EACCES")]
+    )
 
     assert ["of the project", ["notes.txt"], True] == seen
 
@@ -279,11 +282,20 @@ def test_without_an_overlay_a_folder_is_shown_entry_by_entry(in_child, no_overla
 
     def act():
         ascent = climbed(inherit(who, project), whole(blueprint))
-        names = sorted(os.path.relpath(os.path.join(here, file)) for here, _folders, files in os.walk(".") for file in files)
-        return ascent.capabilities.get("hidden"), names, read("link"), read(".git/config"), attempt(write, "a/new") in ("EROFS", "EACCES")
+        names = sorted(
+            os.path.relpath(os.path.join(here, file)) for here, _folders, files in os.walk(".") for file in files
+        )
+        return (
+            ascent.capabilities.get("hidden"),
+            names,
+            read("link"),
+            read(".git/config"),
+            attempt(write, "a/new") in ("EROFS", "EACCES"),
+        )
 
     assert (
-        "entries", [".git/HEAD", ".git/config", "a/b/plain", "a/other/file", "link", "notes.txt"], "of the project", "[core]\n", True,
+        "entries", [".git/HEAD", ".git/config", "a/b/plain", "a/other/file", "link", "notes.txt"],
+        "of the project", "[core]\n", True,
     ) == in_child(act)  # fmt: skip
 
 
@@ -333,9 +345,23 @@ def test_maps_show_one_user_and_deny_setgroups(in_child, who):
     assert [[str(uid), str(uid), "1"], [str(gid), str(gid), "1"], ["deny"]] == maps
 
 
+def test_an_ordinary_user_becomes_itself_alone(in_child):
+    def act():
+        uid, gid = os.geteuid(), os.getegid()
+        namespaces.become(wire.Identity(uid, gid, switch=False), os.open("/proc", os.O_PATH))
+        return [read(f"/proc/self/{name}").split() for name in ("uid_map", "gid_map")] == [
+            [str(n), str(n), "1"] for n in (uid, gid)
+        ]
+
+    assert in_child(act)
+
+
 def test_entering_makes_every_namespace_but_pid_anew(in_child, who):
     def links():
-        return {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in ("mnt", "net", "ipc", "uts", "pid", "pid_for_children")}
+        return {
+            kind: os.readlink(f"/proc/self/ns/{kind}")
+            for kind in ("mnt", "net", "ipc", "uts", "pid", "pid_for_children")
+        }
 
     def act():
         before = links()
@@ -379,7 +405,9 @@ def test_an_idmap_is_a_user_namespace(in_child, who, project):
     def act():
         inherit(who, project)
         fd = namespaces.make_idmap((1000, 1000), who.uid, who.gid)
-        return stat.S_ISREG(os.fstat(fd).st_mode), os.readlink(f"/proc/self/fd/{fd}") if os.path.exists("/proc/self") else "user:"
+        return stat.S_ISREG(os.fstat(fd).st_mode), os.readlink(f"/proc/self/fd/{fd}") if os.path.exists(
+            "/proc/self"
+        ) else "user:"
 
     regular, name = in_child(act)
 

@@ -1,5 +1,8 @@
 """Distributions by their RECORD: a made one in a folder of the test's own, with everything a hostile one may list."""
 
+# What is faked, patched and misused here on purpose is the subject.
+# mypy: disable-error-code="no-any-return"
+
 from __future__ import annotations
 
 import sys
@@ -20,9 +23,14 @@ def install(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path, str(site)])
 
     def make(name, files, requires=(), record=True):
-        info = site / f"{name}-1.0.dist-info"
+        info = site / f"{name.replace('-', '_')}-1.0.dist-info"
         info.mkdir()
-        metadata = ["Metadata-Version: 2.1", f"Name: {name}", "Version: 1.0", *(f"Requires-Dist: {line}" for line in requires)]
+        metadata = [
+            "Metadata-Version: 2.1",
+            f"Name: {name}",
+            "Version: 1.0",
+            *(f"Requires-Dist: {line}" for line in requires),
+        ]
         (info / "METADATA").write_text("\n".join(metadata) + "\n")
         for path, text in files.items():
             (site / path).parent.mkdir(parents=True, exist_ok=True)
@@ -35,10 +43,12 @@ def install(tmp_path, monkeypatch):
 
 
 def test_top_level_names_of_the_record_are_bound(install):
-    site = install("fake-one", {"fakeone/__init__.py": "", "fakeone/data/x": "", "fakeone_mod.py": "", "__pycache__/m.pyc": ""})
+    site = install(
+        "fake-one", {"fakeone/__init__.py": "", "fakeone/data/x": "", "fakeone_mod.py": "", "__pycache__/m.pyc": ""}
+    )
 
     assert (
-        (str(site / "fake-one-1.0.dist-info"), "/packages/fake-one-1.0.dist-info", True),
+        (str(site / "fake_one-1.0.dist-info"), "/packages/fake_one-1.0.dist-info", True),
         (str(site / "fakeone"), "/packages/fakeone", True),
         (str(site / "fakeone_mod.py"), "/packages/fakeone_mod.py", False),
     ) == packages.binds(("fake-one",))
@@ -54,7 +64,9 @@ def test_a_name_is_found_however_it_is_spelled(name, install):
 def test_pth_files_and_what_lies_elsewhere_are_never_bound(install):
     install("fake3", {"fake3.py": "", "evil.pth": "import os", "../bin/tool": ""})
 
-    assert {"/packages/fake3.py", "/packages/fake3-1.0.dist-info"} == {path for _, path, _ in packages.binds(("fake3",))}
+    assert {"/packages/fake3.py", "/packages/fake3-1.0.dist-info"} == {
+        path for _, path, _ in packages.binds(("fake3",))
+    }
 
 
 def test_a_listed_name_that_is_not_there_is_left_out(install):
@@ -88,7 +100,9 @@ def test_everything_that_is_missing_is_named_with_the_command_that_installs_it(i
 
 
 def test_a_package_can_be_imported_only_where_it_is_asked_for(install, supervisor):
-    install("fake-pack", {"fakepack/__init__.py": "word = 'imported'\n", "fakepack.pth": "import sys; sys.hooked = 1\n"})
+    install(
+        "fake-pack", {"fakepack/__init__.py": "word = 'imported'\n", "fakepack.pth": "import sys; sys.hooked = 1\n"}
+    )
     code = "def run():\n    import sys, fakepack\n    return [fakepack.word, hasattr(sys, 'hooked'), sys.path[-1]]\n"
 
     def call(*names) -> Outcome:
@@ -102,7 +116,9 @@ def test_a_package_can_be_imported_only_where_it_is_asked_for(install, superviso
 
 
 def test_a_package_that_is_not_installed_rejects(supervisor):
-    outcome = supervisor.run(Job("python", code="def run(): pass", packages=("no-such-dist",), project=supervisor.project))
+    outcome = supervisor.run(
+        Job("python", code="def run(): pass", packages=("no-such-dist",), project=supervisor.project)
+    )
 
     assert ("error", "package no-such-dist is not installed") == (outcome.reason, outcome.error)
     assert "pip install no-such-dist" == outcome.hint

@@ -8,10 +8,10 @@ import os
 import shutil
 import signal
 import sys
+from _socket import AF_UNIX, SOCK_STREAM, socketpair
 
 import pytest
-from _socket import AF_UNIX, SOCK_STREAM, socketpair
-from sandbox.standin import CALL, frames, found
+from sandbox.standin import CALL, found, frames
 
 from sage_sandbox.sandbox.inside import programs, wire
 
@@ -107,16 +107,31 @@ def test_what_run_returns_is_json(value, python):
         ("def run(extra): pass", "TypeError", "missing 1 required positional argument: 'extra'", None),
         ("def run(): return {1, 2}", "TypeError", "the result is no JSON: Object of type set", None),
         ("def run(): return float('nan')", "ValueError", "the result is no JSON: Out of range float", None),
-        ("def run():\n    a = []\n    a.append(a)\n    return a", "ValueError", "the result is no JSON: Circular reference", None),
+        (
+            "def run():\n    a = []\n    a.append(a)\n    return a",
+            "ValueError",
+            "the result is no JSON: Circular reference",
+            None,
+        ),
         ("def run(): return chr(0xd800)", "ValueError", "the result holds a lone surrogate", None),
         ("def run(): return 'x' * 100", "ResultTooLarge", "", None),
         ("import sys\ndef run():\n    sys.exit(3)\n", "SystemExit", "3", 3),
         ("def run(): raise KeyboardInterrupt", "KeyboardInterrupt", "", 1),
-        ("def run(tools):\n    tools.call('web/search', q='x')\n", "PermissionError", "tool 'web/search' is not granted", 2),
+        (
+            "def run(tools):\n    tools.call('web/search', q='x')\n",
+            "PermissionError",
+            "tool 'web/search' is not granted",
+            2,
+        ),
         ("def run():\n    raise ValueError('x' * 9000)\n", "ValueError", "x" * 4000, 2),
         ("def run():\n    raise ValueError(chr(0xd800))\n", "ValueError", "?", 2),
         ("class Bad(Exception):\n    def __str__(self): raise self\ndef run():\n    raise Bad\n", "Bad", "", 4),
-        ("def run():\n    def f(): return f()\n    return f()\n", "RecursionError", "maximum recursion depth exceeded", 2),
+        (
+            "def run():\n    def f(): return f()\n    return f()\n",
+            "RecursionError",
+            "maximum recursion depth exceeded",
+            2,
+        ),
     ],
 )
 def test_what_it_raises_is_described(code, kind, message, line, python):
@@ -163,7 +178,7 @@ def test_what_it_printed_is_flushed_before_the_result(sent, tmp_path):
     request = CALL._replace(code="def run(): print('said')")
 
     def before():
-        sys.stdout = open(tmp_path / "out", "w", encoding="utf-8")  # noqa: SIM115, PTH123
+        sys.stdout = open(tmp_path / "out", "w", encoding="utf-8")  # noqa: SIM115
 
     sent(request, before, lambda: None)
     said = (tmp_path / "out").read_text()
@@ -212,10 +227,15 @@ def test_a_commands_environment_is_the_base_and_what_was_granted(command, tmp_pa
     command("sh", "-c", f"env > {tmp_path}/env", env=(("CI", "yes"),))
     seen = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines())
 
-    assert {**programs._BASE_ENVIRONMENT, "CI": "yes"} == {name: seen[name] for name in seen if name not in ("PWD", "SHLVL", "_", "OLDPWD")}
+    assert {**programs._BASE_ENVIRONMENT, "CI": "yes"} == {
+        name: seen[name] for name in seen if name not in ("PWD", "SHLVL", "_", "OLDPWD")
+    }
 
 
-@pytest.mark.parametrize(("program", "code"), [("/nowhere/tool", errno.ENOENT), ("sage-no-such-tool", errno.ENOENT), ("/etc/passwd", errno.EACCES)])
+@pytest.mark.parametrize(
+    ("program", "code"),
+    [("/nowhere/tool", errno.ENOENT), ("sage-no-such-tool", errno.ENOENT), ("/etc/passwd", errno.EACCES)],
+)
 def test_a_command_that_cannot_be_started_is_an_error(program, code, command):
     kind, body = command(program)
 

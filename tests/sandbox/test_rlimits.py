@@ -14,7 +14,9 @@ from sage_sandbox.sandbox.inside import rlimits
 def test_soft_and_hard_limit_become_the_value(in_child):
     def act():
         rlimits.apply(((resource.RLIMIT_NOFILE, 64), (resource.RLIMIT_FSIZE, 4096)), 0, 0)
-        return [resource.getrlimit(kind) for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_AS)]
+        return [
+            resource.getrlimit(kind) for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_AS)
+        ]
 
     before = resource.getrlimit(resource.RLIMIT_AS)
 

@@ -1,5 +1,8 @@
 """A policy compiled: for any policy the steps stand in their one order, and every granted path is in them once."""
 
+# What is faked, patched and misused here on purpose is the subject.
+# mypy: disable-error-code="arg-type"
+
 from __future__ import annotations
 
 import io
@@ -12,7 +15,6 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from sandbox.standin import whole
 
 from sage_sandbox.errors import NotGranted, SandboxUnavailable
@@ -44,7 +46,11 @@ def base(tmp_path_factory):
 PATHS = ("", "a", "a/b", "a/b/c", "a/b/c/file", "a/file", "d", "d/file", "top")
 GRANTS = st.dictionaries(st.sampled_from(PATHS), st.sets(st.sampled_from(sorted(RANK)), min_size=1))
 LIMITS = st.builds(
-    Limits, memory=st.integers(1, 1 << 40), cpu_s=st.floats(0.01, 3600), pids=st.integers(1, 512), disk=st.integers(4096, 1 << 32)
+    Limits,
+    memory=st.integers(1, 1 << 40),
+    cpu_s=st.floats(0.01, 3600),
+    pids=st.integers(1, 512),
+    disk=st.integers(4096, 1 << 32),
 )
 
 
@@ -78,7 +84,14 @@ def test_any_policy_compiles_to_the_one_order(base, grants, limits, loopback, cg
 def test_what_gives_rights_away_stands_after_what_needs_them():
     places = {kind: number for number, kind in enumerate(ORDER)}
 
-    assert places["Pivot"] < places["Identity"] < places["Powerless"] < places["Restrict"] < places["Seccomp"] < places["SelfCheck"]
+    assert (
+        places["Pivot"]
+        < places["Identity"]
+        < places["Powerless"]
+        < places["Restrict"]
+        < places["Seccomp"]
+        < places["SelfCheck"]
+    )
     assert set(ORDER) == set(wire.STEPS)
 
 
@@ -155,7 +168,9 @@ def test_before_landlock_knows_scopes_each_child_has_a_network_of_its_own(abi, o
 
 def test_writable_places_are_opened_by_the_ruleset_and_staged_ones_by_the_blueprint(base):
     root, _foundation = base
-    blueprint = compiled(base, policy_of(root, {"": {"read"}, "a": {"write"}, "d": {"write_through"}, "top": {"write"}}))
+    blueprint = compiled(
+        base, policy_of(root, {"": {"read"}, "a": {"write"}, "d": {"write_through"}, "top": {"write"}})
+    )
     a, d, top = (str(root / name) for name in ("a", "d", "top"))
 
     assert wire.Landlock(True, wire.OWN_ROOT, ("/tmp", a, d, top), (top,), False) == only(blueprint, wire.Landlock)
@@ -185,11 +200,16 @@ def test_hidden_names_go_along_as_masks(base, tmp_path):
 
 def test_without_a_cgroup_memory_and_pids_are_held_by_rlimits(base):
     limits = Limits(memory=100 * MiB, cpu_s=1.5, pids=500, disk=MiB)
-    free, held = only(compiled(base, limits=limits), wire.Rlimits), only(compiled(base, limits=limits, cgroup=True), wire.Rlimits)
+    free, held = (
+        only(compiled(base, limits=limits), wire.Rlimits),
+        only(compiled(base, limits=limits, cgroup=True), wire.Rlimits),
+    )
 
     assert (32, 500) == (dict(free.values)[resource.RLIMIT_NPROC], dict(held.values)[resource.RLIMIT_NPROC])
     assert (100 * MiB, 0) == (free.address_space, held.address_space)
-    assert (3, MiB, 1) == tuple(dict(free.values)[kind] for kind in (resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE))
+    assert (3, MiB, 1) == tuple(
+        dict(free.values)[kind] for kind in (resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE)
+    )
 
 
 def test_a_path_that_has_vanished_is_not_granted(base, tmp_path):
@@ -266,7 +286,9 @@ def test_root_gives_its_identity_up_for_one_of_this_process_alone(as_root):
     assert 65534 < number < 1 << 31
 
 
-@pytest.mark.parametrize(("bit", "name"), [(21, "SYS_ADMIN"), (7, "SETUID"), (6, "SETGID"), (0, "CHOWN"), (1, "DAC_OVERRIDE")])
+@pytest.mark.parametrize(
+    ("bit", "name"), [(21, "SYS_ADMIN"), (7, "SETUID"), (6, "SETGID"), (0, "CHOWN"), (1, "DAC_OVERRIDE")]
+)
 def test_root_without_a_capability_is_told_which(bit, name, as_root):
     as_root(((1 << 41) - 1) & ~(1 << bit))
 
@@ -292,11 +314,15 @@ def test_an_ordinary_user_stays_who_it_is(monkeypatch):
 
 def test_nothing_of_the_host_is_bound_but_the_system_and_the_interpreter(tmp_path):
     foundation = steps.foundation(USER, str(tmp_path))
-    folders = {source for source, _path, folder in foundation.binds if folder and not source.startswith(("/etc/", "/usr"))}
+    folders = {
+        source for source, _path, folder in foundation.binds if folder and not source.startswith(("/etc/", "/usr"))
+    }
 
     assert folders <= {f"/{name}" for name in steps.SYSTEM_FOLDERS} | {os.path.realpath(sys.base_prefix)}
     assert ("/usr", "/usr", True) in foundation.binds
-    assert not {"/etc/shadow", "/etc/passwd", "/etc/resolv.conf"} & {source for source, _path, _folder in foundation.binds}
+    assert not {"/etc/shadow", "/etc/passwd", "/etc/resolv.conf"} & {
+        source for source, _path, _folder in foundation.binds
+    }
 
 
 def test_etc_is_ours_where_it_names_people_and_hosts(tmp_path):

@@ -39,6 +39,7 @@ def naive(data):
 
     try:
         value = json.loads(data.decode(), parse_constant=refuse)
+        json.dumps(value, allow_nan=False)
         json.dumps(value, ensure_ascii=False).encode()
     except ValueError:
         return False
@@ -77,6 +78,8 @@ def test_agrees_with_a_parser_that_trusts(data):
         (b"NaN", "holds NaN, which is no JSON number"),
         (b"[1, Infinity]", "holds Infinity, which is no JSON number"),
         (b"-Infinity", "holds -Infinity, which is no JSON number"),
+        (b"[1e999]", "holds 1e999, which is too large for a number"),
+        (b"-1e999", "holds -1e999, which is too large for a number"),
         (b'"\\ud800"', "holds a lone surrogate"),
         (b'{"\\uDFFF": 1}', "holds a lone surrogate"),
         (b'"\xff"', "is not UTF-8"),
@@ -104,7 +107,15 @@ def test_refuses_with_the_reason(data, why):
         b'"\\\\uD800"',
         b'"' + b"a" * (RESULT_MAX - 2) + b'"',
     ],
-    ids=["deepest", "most nodes", "brackets in text", "commas in text", "escaped quote", "escaped backslash", "largest"],
+    ids=[
+        "deepest",
+        "most nodes",
+        "brackets in text",
+        "commas in text",
+        "escaped quote",
+        "escaped backslash",
+        "largest",
+    ],
 )
 def test_accepts_up_to_the_limits(data):
     assert accepted(data)

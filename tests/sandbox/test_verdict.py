@@ -18,7 +18,9 @@ from sage_sandbox.sandbox.job import Job
 from sage_sandbox.sandbox.untrusted import check_json
 from sage_sandbox.sandbox.verdict import Ending, judge, limit_text
 
-PYTHON = Job("python", file="op.py", limits=Limits(memory=100 * MiB, cpu_s=2.5, pids=8, disk=3 * MiB // 2, timeout_s=90))
+PYTHON = Job(
+    "python", file="op.py", limits=Limits(memory=100 * MiB, cpu_s=2.5, pids=8, disk=3 * MiB // 2, timeout_s=90)
+)
 COMMAND = replace(PYTHON, type="command", argv=("tool", "x"), project="/nowhere")
 KILLED = int(signal.SIGKILL)
 NO_RESULT = "the operation wrote to its result channel what is no result"
@@ -107,7 +109,7 @@ def test_a_limit_is_named_with_the_option_that_doubles_it(seen, limit):
         (ending(), "error", "ended without a result (exit status 0)"),
         (ending(status=7 << 8), "error", "ended without a result (exit status 7)"),
         (ending(status=KILLED), "error", "killed by SIGKILL"),
-        (ending(status=int(signal.SIGSEGV), stderr=b"Fatal Python error: x\n\n"), "error", "killed by SIGSEGV: Fatal Python error: x"),
+        (ending(status=int(signal.SIGSEGV), stderr=b"Fatal: x\n\n"), "error", "killed by SIGSEGV: Fatal: x"),
         (ending(status=int(signal.SIGRTMIN) + 1), "error", "killed by signal 35"),
         (ending(cpu_s=9, status=int(signal.SIGTERM)), "error", "killed by SIGTERM"),
         (ending(frame=raised()), "error", "ValueError: no"),
@@ -120,7 +122,7 @@ def test_a_limit_is_named_with_the_option_that_doubles_it(seen, limit):
         (ending(COMMAND, signalled(signal.SIGTERM)), "error", "killed by SIGTERM"),
         (ending(COMMAND, exited(1), stderr=b"Cannot allocate memory"), "error", "exit code 1: Cannot allocate memory"),
         (ending(COMMAND, raised("SpawnError", "x", errno=errno.ENOENT)), "error", "tool: command not found"),
-        (ending(COMMAND, raised("SpawnError", "Exec format error", errno=errno.ENOEXEC)), "error", "tool: Exec format error"),
+        (ending(COMMAND, raised("SpawnError", "bad format", errno=errno.ENOEXEC)), "error", "tool: bad format"),
         (ending(frame=raised("OSError", errno=errno.ENETUNREACH)), "denied", "OSError: no"),
     ],
 )  # fmt: skip
@@ -168,6 +170,12 @@ def test_a_commands_stdout_is_its_result(output, stdout, result):
     assert result == outcome.value()
 
 
+def test_stdout_that_grows_beyond_a_result_as_json_is_a_limit():
+    outcome = judge(ending(COMMAND, exited(0), stdout=b"\0" * (4 << 20)))
+
+    assert ("limit", "result limit 16 MiB exceeded") == (outcome.reason, outcome.error)
+
+
 def test_stdout_that_is_not_the_json_it_should_be_rejects():
     outcome = judge(ending(replace(COMMAND, output="json"), exited(0), stdout=b"hello"))
 
@@ -191,7 +199,13 @@ def test_what_run_returned_is_the_result():
 
     assert outcome.ok
     assert {"a": [1]} == outcome.value()
-    assert (b"said", "full", 1.0, 0.1, 1 << 20) == (outcome.stderr, outcome.level, outcome.duration_s, outcome.cpu_s, outcome.max_rss)
+    assert (b"said", "full", 1.0, 0.1, 1 << 20) == (
+        outcome.stderr,
+        outcome.level,
+        outcome.duration_s,
+        outcome.cpu_s,
+        outcome.max_rss,
+    )
 
 
 def test_a_result_sent_before_it_was_killed_for_time_does_not_count():
@@ -249,8 +263,8 @@ def test_a_doubled_size_is_spelled_in_whole_units(memory, option):
 
 def test_every_limit_has_words():
     assert {
-        "memory limit 100 MiB exceeded", "cpu limit 2.5 s exceeded", "pids limit 8 exceeded", "disk limit 1.5 MiB exceeded",
-        "output limit 16 MiB exceeded", "result limit 16 MiB exceeded",
+        "memory limit 100 MiB exceeded", "cpu limit 2.5 s exceeded", "pids limit 8 exceeded",
+        "disk limit 1.5 MiB exceeded", "output limit 16 MiB exceeded", "result limit 16 MiB exceeded",
     } == {limit_text(PYTHON, what) for what in ("memory", "cpu", "pids", "disk", "output", "result")}  # fmt: skip
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import marshal
 import os
+from _socket import AF_UNIX, SOCK_STREAM, socketpair
 
 import pytest
-from _socket import AF_UNIX, SOCK_STREAM, socketpair
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,7 +31,9 @@ STEPS = st.one_of(
     st.builds(wire.Namespaces, network=st.booleans(), pantry=st.booleans()),
     st.builds(wire.Proc, root=st.text()),
     st.just(wire.Seccomp()),
-    st.builds(wire.Rlimits, values=st.lists(st.tuples(st.integers(), st.integers())).map(tuple), address_space=st.integers()),
+    st.builds(
+        wire.Rlimits, values=st.lists(st.tuples(st.integers(), st.integers())).map(tuple), address_space=st.integers()
+    ),
     st.builds(wire.Pivot, root=st.text(), cwd=st.text(), entries=st.lists(st.text()).map(tuple)),
 )
 

@@ -1,13 +1,19 @@
 """The zygote: what it has loaded, what it does when told, and what it does when nobody is left to tell it."""
 
+# What is faked, patched and misused here on purpose is the subject.
+# mypy: disable-error-code="assignment,var-annotated"
+
 from __future__ import annotations
 
+import _socket
 import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import time
 from array import array
 from pathlib import Path
 
@@ -24,7 +30,10 @@ from sage_sandbox.sandbox.inside import syscalls as sc
 from sage_sandbox.sandbox.job import Job
 
 PACKAGE = str(Path(sage_sandbox.__file__).parents[1])
-LOADED = "import sys, os, json; print(json.dumps([sorted(sys.modules), dict(os.environ), sys.flags.isolated, sys.path]))"
+FOUNDATION = wire.Foundation((), (), (), (), (), (0, 0), 0, 0, False, (b"", b""), 0, ())
+LOADED = (
+    "import sys, os, json; print(json.dumps([sorted(sys.modules), dict(os.environ), sys.flags.isolated, sys.path]))"
+)
 
 
 @pytest.fixture
@@ -32,7 +41,11 @@ def booted():
     """What a zygote has loaded when it begins: modules, environment, whether isolated, search path."""
     boot = nursery._BOOT.replace("entry.main()", f"from sage_sandbox.sandbox.inside import zygote; {LOADED}")
     result = subprocess.run(
-        [sys.executable, "-I", "-S", "-X", "utf8", "-c", boot, PACKAGE], env={}, cwd="/", check=True, capture_output=True
+        [sys.executable, "-I", "-S", "-X", "utf8", "-c", boot, PACKAGE],
+        env={},
+        cwd="/",
+        check=True,
+        capture_output=True,
     )
     return json.loads(result.stdout)
 
@@ -53,7 +66,22 @@ def test_the_zygote_has_loaded_nothing_but_the_standard_library_and_what_lies_in
 
 
 @pytest.mark.parametrize(
-    "module", ["socket", "ssl", "asyncio", "threading", "tempfile", "traceback", "subprocess", "pathlib", "logging", "dataclasses", "site", "coverage", "pickle"]
+    "module",
+    [
+        "socket",
+        "ssl",
+        "asyncio",
+        "threading",
+        "tempfile",
+        "traceback",
+        "subprocess",
+        "pathlib",
+        "logging",
+        "dataclasses",
+        "site",
+        "coverage",
+        "pickle",
+    ],
 )
 def test_the_zygote_has_not_loaded(module, booted):
     assert module not in booted[0]
@@ -61,15 +89,16 @@ def test_the_zygote_has_not_loaded(module, booted):
 
 @pytest.mark.parametrize("package", ["sage_sandbox", "sage_sandbox.sandbox", "sage_sandbox.sandbox.inside"])
 def test_the_packages_above_the_zygote_do_no_work(package):
-    path = Path(PACKAGE, *package.split("."), "__init__.py")
-    code = compile(path.read_text(encoding="utf-8"), str(path), "exec")
+    before = f"import sys; a = set(sys.modules); sys.path.insert(0, {PACKAGE!r}); "
+    after = "print(*sorted(set(sys.modules) - a))"
     loaded = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", f"import sys; a = set(sys.modules); sys.path.insert(0, {PACKAGE!r}); import {package}; print(*sorted(set(sys.modules) - a))"],
+        [sys.executable, "-I", "-S", "-c", f"{before}import {package}; {after}"],
         env={}, cwd="/", check=True, capture_output=True, text=True,
     ).stdout.split()  # fmt: skip
 
-    assert code
-    assert {name for name in loaded if name.startswith("sage_sandbox")} == {package[:end] for end in (12, 20, 27) if end <= len(package)}
+    assert {name for name in loaded if name.startswith("sage_sandbox")} == {
+        package[:end] for end in (12, 20, 27) if end <= len(package)
+    }
 
 
 # Over a whole life, forked so that it is measured.
@@ -96,22 +125,33 @@ def test_operations_with_grants_and_commands_run_too(forked_zygotes, supervisor)
 
 
 def test_an_operation_begins_with_every_signal_at_its_default(supervisor):
-    code = "import signal as s\ndef run(): return sorted({str(s.getsignal(n)) for n in s.valid_signals() - {s.SIGKILL, s.SIGSTOP}})\n"
+    code = """import signal as s
+def run():
+    return sorted({str(s.getsignal(n)) for n in s.valid_signals() - {s.SIGKILL, s.SIGSTOP}})
+"""
 
     assert [str(signal.SIG_DFL)] == call(supervisor, code).value()
 
 
 def test_an_operation_finds_no_trace_of_the_runner(supervisor):
-    code = "import os, sys\ndef run(): return [sorted(os.environ), sys.argv, [p for p in sys.path if 'site-packages' in p]]\n"
+    code = """import os, sys
+def run():
+    return [sorted(os.environ), sys.argv, [p for p in sys.path if 'site-packages' in p]]
+"""
     environment, arguments, path = call(supervisor, code).value()
 
-    assert not {name for name in environment if name.startswith(("SAGE_", "COVERAGE", "PYTEST"))} - {"SAGE_OUT", "SAGE_ATTEMPT"}
+    assert not {name for name in environment if name.startswith(("SAGE_", "COVERAGE", "PYTEST"))} - {
+        "SAGE_OUT",
+        "SAGE_ATTEMPT",
+    }
     assert [] == path
     assert not [argument for argument in arguments if "site-packages" in argument]
 
 
 @pytest.mark.parametrize("call_name", ["enter_zygote", "lay_foundation"])
-def test_a_foundation_that_is_refused_means_that_no_sandbox_can_be_had(call_name, forked_zygotes, supervisor, monkeypatch):
+def test_a_foundation_that_is_refused_means_that_no_sandbox_can_be_had(
+    call_name, forked_zygotes, supervisor, monkeypatch
+):
     def refuse(*_args):
         raise PermissionError(1, f"{call_name}: Operation not permitted")
 
@@ -120,6 +160,35 @@ def test_a_foundation_that_is_refused_means_that_no_sandbox_can_be_had(call_name
     with pytest.raises(SandboxUnavailable, match=f"step foundation: .*{call_name}: Operation not permitted"):
         supervisor.prepare()
     assert all(process.status in (0, 1) for process in forked_zygotes)
+
+
+def test_the_control_socket_may_lie_where_it_belongs(in_child, monkeypatch):
+    sent = []
+    monkeypatch.setattr(wire, "receive", lambda _sock: wire.pack(FOUNDATION)[wire.LENGTH.size :])
+    monkeypatch.setattr(wire, "send", lambda _sock, *frame: sent.append(frame))
+
+    def refuse():
+        raise PermissionError(1, "unshare: no")
+
+    monkeypatch.setattr(namespaces, "enter_zygote", refuse)
+
+    def act():
+        ours, theirs = socket.socketpair()
+        os.dup2(theirs.fileno(), zygote.CONTROL_FD)
+
+        def leave(status):
+            raise SystemExit(status)
+
+        os._exit, plain = leave, os._exit
+        try:
+            zygote.main(zygote.CONTROL_FD)
+        except SystemExit as ended:
+            return ended.code, sent
+        finally:
+            os._exit = plain
+            ours.close()
+
+    assert (1, [(wire.REFUSED, b'["foundation", 1, "[Errno 1] unshare: no"]')]) == in_child(act)
 
 
 def test_a_first_word_that_is_no_foundation_ends_it(in_child):
@@ -138,15 +207,17 @@ def nursed(_namespaces, who, project):
     """A nursery in a throw-away process: send it orders, and hear what it says."""
     ours, theirs = socket.socketpair()
 
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+
     def serve():
         inherited = standin.inherit(who, project)
-        made = zygote.Nursery(standin.socket(standin.AF_UNIX, standin.SOCK_STREAM, 0, theirs.fileno()), inherited)
+        made = zygote.Nursery(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, theirs.fileno()), inherited)
         made.serve()
 
     process = throwaway.Apart(serve, only=(theirs.fileno(),))
     theirs.close()
     frames = nursery.Frames(ours)
-    yield ours, lambda: frames.wait(nursery.time.monotonic() + 20, descriptors=True), frames, process
+    yield ours, lambda: frames.wait(time.monotonic() + 20, descriptors=True), frames, process
     ours.close()
     process.wait()
 
@@ -202,7 +273,7 @@ def test_a_childs_streams_cgroups_and_pidfd_are_those_it_was_given(nursed, tmp_p
 
 def test_other_control_messages_carry_no_descriptors(nursed):
     ours, hear, frames, _process = nursed
-    credentials = wire.struct.pack("3i", os.getpid(), os.getuid(), os.getgid())
+    credentials = struct.pack("3i", os.getpid(), os.getuid(), os.getgid())
     ours.sendmsg([wire.ORDER.pack(wire.SPAWN, 2, 0)], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, credentials)])
 
     assert wire.SPAWNED == hear()[0]
@@ -217,11 +288,12 @@ def test_an_owner_is_mapped_on_order(nursed, monkeypatch):
     kind, body = hear()
 
     # An ordinary user may map nobody but itself.
-    assert (wire.READY if standin.os.geteuid() == 0 else wire.REFUSED) == kind
+    assert (wire.READY if os.geteuid() == 0 else wire.REFUSED) == kind
     assert json.loads(body) == {} or "idmap" == json.loads(body)[0]
 
 
-def test_an_owner_that_cannot_be_mapped_is_refused(_namespaces, who, project, monkeypatch):
+@pytest.mark.usefixtures("_namespaces")
+def test_an_owner_that_cannot_be_mapped_is_refused(who, project, monkeypatch):
     def refuse(*_args):
         raise PermissionError(1, "unshare: no user namespace for idmapped mounts")
 
