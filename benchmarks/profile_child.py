@@ -108,7 +108,7 @@ def birth(box: Supervisor, job: Job, times: int, notes: Notes) -> tuple[Taken, T
         blueprint = box._blueprint(job)  # noqa: SLF001
         notes.take()
         moments = [time.perf_counter()]
-        child = box._spawn(None)  # noqa: SLF001
+        child = zygote.spawn(box._free_group(job.limits), -1)  # noqa: SLF001
         zygote.wait_born(child)
         moments.append(time.perf_counter())
         child.confine(blueprint)

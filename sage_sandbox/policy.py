@@ -33,8 +33,14 @@ PROTECTED_NAMES: Final = (
     ".cursor", ".codex", ".gemini", "agents.md", "claude.md", ".vscode", ".idea", ".devcontainer",
     ".pre-commit-config.yaml", ".husky", ".github/workflows", ".gitlab-ci.yml", ".npmrc", ".yarnrc*", ".pypirc",
     "pip.conf", "sitecustomize.py", "usercustomize.py", "*.pth", "conftest.py", ".tool-versions", "mise.toml",
+    ".mise.toml", "claude.local.md", ".cursorrules", ".windsurfrules", ".clinerules", ".github/copilot-instructions.md",
+    "lefthook.yml", ".circleci", ".gdbinit", ".exrc", "head",
 )  # fmt: skip
-"""Names a write never reaches, at any depth, compared by `fold`: what other programs run or obey unasked."""
+"""Names a write never reaches, at any depth, compared by `fold`: what other programs run or obey unasked.
+
+``HEAD`` because git takes any folder that holds it beside ``objects`` and ``refs`` for a repository, and obeys the
+``config`` in there (gitrepository-layout(5)).
+"""
 
 RUNS_LATER_NAMES: Final = (
     "makefile", "gnumakefile", "package.json", "setup.py", "noxfile.py", "tox.ini", "justfile", "rakefile", "build.rs",

@@ -106,7 +106,9 @@ def _project(asked: Path | None) -> Iterator[Path]:
     else:
         _say("no git repository here that may be read: taking the bundled sample, which has no history")
         with tempfile.TemporaryDirectory(prefix="sage-sample-") as folder:
-            yield Path(shutil.copytree(SAMPLE, Path(folder).resolve() / "tide"))
+            # An installer compiles what it installs, the sample too.
+            compiled = shutil.ignore_patterns("__pycache__")
+            yield Path(shutil.copytree(SAMPLE, Path(folder).resolve() / "tide", ignore=compiled))
 
 
 def repository_around(start: Path) -> Path | None:

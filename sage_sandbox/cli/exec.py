@@ -100,24 +100,30 @@ def _speller() -> Callable[[int, bytes], bytes]:
 
 def _write_report(path: str, outcome: Outcome) -> None:
     from pathlib import Path
+    from tempfile import NamedTemporaryFile
 
     from sage_sandbox.document import outcome_document
     from sage_sandbox.errors import UsageError
 
     try:
-        Path(path).write_text(json.dumps(outcome_document(outcome), indent=2) + "\n", encoding="utf-8")
+        # Beside it, then in its place: a link there is replaced, never followed.
+        target = Path(path)
+        with NamedTemporaryFile("w", dir=target.parent, delete=False, encoding="utf-8") as file:
+            file.write(json.dumps(outcome_document(outcome), indent=2) + "\n")
+        Path(file.name).replace(target)
     except OSError as error:
         raise UsageError(f"--report {path}: {error.strerror}") from error
 
 
 def _settle(outcome: Outcome) -> int:
     """Say what the exit code cannot, and return it."""
-    from sage_sandbox.escaping import escape_lines
+    from sage_sandbox.escaping import escape, escape_lines
 
     if outcome.ok and outcome.exit_code is None:
-        click.echo(outcome.result.decode())
+        text = outcome.result.decode()
+        click.echo(escape_lines(text) if sys.stdout.isatty() else text)
     if not outcome.ok and (outcome.exit_code is None or outcome.exit_code in (126, 127)):
-        click.echo(f"✗ {escape_lines(outcome.error)}", err=True)
+        click.echo(f"✗ {escape(outcome.error)}", err=True)
     if outcome.hint:
         click.echo(f"hint: {escape_lines(outcome.hint)}", err=True)
     sys.stdout.flush()

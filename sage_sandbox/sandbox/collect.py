@@ -11,7 +11,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 from sage_sandbox.errors import SageError
@@ -50,14 +50,19 @@ class Found:
         return "/".join(self.parts)
 
 
-def collect_artifacts(work_fd: int, box: str, destination: str) -> tuple[Artifact, ...]:
-    """Copy ``$SAGE_OUT`` into a new folder ``destination``, whole or not at all; Uncollectable if something is off."""
+def find_artifacts(work_fd: int, box: str) -> list[Found]:
+    """The files in ``$SAGE_OUT``; Uncollectable if there is one that will not be taken over."""
     with _opened(work_fd, f"{box}/out", os.O_RDONLY | os.O_DIRECTORY) as source:
-        found = list(_walk(source))
-        files = [entry for entry in found if not stat.S_ISDIR(entry.status.st_mode)]
-        if not files:
-            return ()
-        _check_artifacts(files)
+        files = [entry for entry in _walk(source) if not stat.S_ISDIR(entry.status.st_mode)]
+    _check_artifacts(files)
+    return files
+
+
+def take_artifacts(work_fd: int, box: str, files: list[Found], destination: str) -> tuple[Artifact, ...]:
+    """Copy what `find_artifacts` found into a new folder ``destination``, whole or not at all."""
+    if not files:
+        return ()
+    with _opened(work_fd, f"{box}/out", os.O_RDONLY | os.O_DIRECTORY) as source:
         folder, name = os.path.split(destination)
         with _made_folder(folder) as parent:
             return _take_over(source, files, parent, name)
@@ -112,27 +117,37 @@ def _check_artifacts(files: list[Found]) -> None:
 
 
 def _copy_artifact(source: int, entry: Found, target: int) -> Artifact:
-    for depth in range(1, len(entry.parts)):
-        with suppress(FileExistsError):
-            os.mkdir("/".join(entry.parts[:depth]), 0o700, dir_fd=target)
     digest = hashlib.sha256()
-    with _opened(source, entry.path, os.O_RDONLY | os.O_NONBLOCK) as reader:
-        size = _copy(reader, entry.path, entry.status.st_size, digest.update, dir_fd=target)
+    # One name at a time, each from a descriptor: others may write here while we do.
+    with _opened(source, entry.path, os.O_RDONLY | os.O_NONBLOCK) as reader, ExitStack() as folders:
+        parent = target
+        for name in entry.parts[:-1]:
+            with suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=parent)
+            parent = folders.enter_context(_opened(parent, name, os.O_PATH | os.O_DIRECTORY))
+        size = _copy(reader, entry.parts[-1], entry.status.st_size, digest.update, dir_fd=parent)
     return Artifact(entry.path, size, digest.hexdigest())
 
 
-def commit_stages(work_fd: int, stages: tuple[Stage, ...], unprotected: tuple[str, ...], most: int) -> tuple[str, ...]:
-    """Carry out what the operation wrote to its ``write:`` grants, file by file; the absolute paths that changed.
+def plan_commit(
+    work_fd: int, stages: tuple[Stage, ...], named: frozenset[str], unprotected: tuple[str, ...], most: int
+) -> list[Change]:
+    """What carrying out the writes to ``write:`` grants comes to, before the first file is touched.
 
-    Everything is checked before the first file is touched: a protected name, a link, a special file or more than
-    ``most`` bytes in all (sparse files hold fewer than they say) refuse the lot (Uncollectable).
+    ``named`` are the granted paths, ``most`` the bytes there may be in all (sparse files hold fewer than they say).
+    A protected name, a hidden one that exists outside, a link or a special file refuse the lot (Uncollectable).
     """
-    plans = [change for stage in stages for change in _plan(work_fd, stage, unprotected)]
-    if sum(change.size for change in plans) > most:
+    changes = [change for stage in stages for change in _plan(work_fd, stage, named, unprotected)]
+    if sum(change.size for change in changes) > most:
         raise Uncollectable(f"wrote files of more than {format_size(most)} in all")
-    for change in plans:
+    return changes
+
+
+def commit(work_fd: int, changes: list[Change]) -> tuple[str, ...]:
+    """Carry the changes out, file by file; the absolute paths of the files."""
+    for change in changes:
         change.carry_out(work_fd)
-    return tuple(change.path for change in plans if not change.folder)
+    return tuple(change.path for change in changes if not change.folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +186,7 @@ class Change:
         temporary = f".{name[:200]}.sage-{os.getpid()}"
         with _opened(work_fd, self.source, os.O_RDONLY | os.O_NONBLOCK) as reader:
             try:
-                _copy(reader, temporary, self.size, mode=0o644, dir_fd=parent, owner=owner)
+                _copy(reader, temporary, self.size, mode=_mode_outside(parent, name), dir_fd=parent, owner=owner)
                 os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
             except OSError:
                 with suppress(OSError):
@@ -179,7 +194,7 @@ class Change:
                 raise
 
 
-def _plan(work_fd: int, stage: Stage, unprotected: tuple[str, ...]) -> Iterator[Change]:
+def _plan(work_fd: int, stage: Stage, named: frozenset[str], unprotected: tuple[str, ...]) -> Iterator[Change]:
     if not stage.folder:
         yield from _plan_file(work_fd, stage)
         return
@@ -187,9 +202,9 @@ def _plan(work_fd: int, stage: Stage, unprotected: tuple[str, ...]) -> Iterator[
     with _opened(work_fd, base, os.O_RDONLY | os.O_DIRECTORY) as upper:
         for entry in _walk(upper):
             if is_protected(_below_grant(stage.path, entry.parts), unprotected):
-                raise Uncollectable(
-                    f"wrote {entry.path!r}, a protected name", f"--allow 'write!:{_protected_part(entry.parts)}'"
-                )
+                part = _protected_part(_below_grant(stage.path, entry.parts))
+                raise Uncollectable(f"wrote {entry.path!r}, a protected name", f"--allow 'write!:{part}'")
+            _check_hidden(stage, entry, named)
             yield from _plan_entry(upper, base, stage, entry, unprotected)
 
 
@@ -231,13 +246,21 @@ def _is_folder(stage: Stage, entry: Found, *, otherwise: bool) -> bool:
 
 
 def _removal(stage: Stage, entry: Found, unprotected: tuple[str, ...]) -> Change:
-    """Remove a file, or a folder with all that is in it outside; a protected or hidden name there refuses the lot."""
+    """Remove a file, or a folder with all that is in it outside.
+
+    A protected or hidden name in there, or another file system mounted there, refuses the lot: the operation saw none
+    of it.
+    """
     doomed = os.path.join(stage.path, entry.path)
-    for folder, folders, files in os.walk(doomed, followlinks=False):
-        for name in (*folders, *files):
-            parts = (*entry.parts, *os.path.relpath(os.path.join(folder, name), doomed).split("/"))
-            if is_hidden(name) or is_protected(_below_grant(stage.path, parts), unprotected):
-                raise Uncollectable(f"removed {entry.path!r}, which holds {name!r}, a protected name")
+    device = os.lstat(stage.path).st_dev
+    if not os.path.islink(doomed):
+        for folder, folders, files in os.walk(doomed, followlinks=False):
+            if os.lstat(folder).st_dev != device:
+                raise Uncollectable(f"removed {entry.path!r}, which holds another file system")
+            for name in (*folders, *files):
+                parts = (*entry.parts, *os.path.relpath(os.path.join(folder, name), doomed).split("/"))
+                if is_hidden(name) or is_protected(_below_grant(stage.path, parts), unprotected):
+                    raise Uncollectable(f"removed {entry.path!r}, which holds {name!r}, a protected name")
     return Change(stage.path, entry.path, None)
 
 
@@ -247,11 +270,16 @@ def _below_grant(root: str, parts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _protected_part(parts: tuple[str, ...]) -> str:
-    for end in range(1, len(parts) + 1):
-        for start in range(end):
-            if is_protected(parts[start:end]):
-                return "/".join(parts[start:end])
-    return "/".join(parts)
+    """The name on the list that these components hold: the shortest run of them that is protected by itself."""
+    runs = (parts[start:end] for end in range(1, len(parts) + 1) for start in range(end - 1, -1, -1))
+    return "/".join(next((run for run in runs if is_protected(run)), parts))
+
+
+def _check_hidden(stage: Stage, entry: Found, named: frozenset[str]) -> None:
+    """What the operation could not see it must not replace."""
+    outside = os.path.join(stage.path, entry.path)
+    if any(map(is_hidden, entry.parts)) and outside not in named and os.path.lexists(outside):
+        raise Uncollectable(f"wrote {entry.path!r}, which exists and is hidden from it", f"--allow write:{outside}")
 
 
 def _is_opaque(upper: int, path: str) -> bool:
@@ -310,6 +338,14 @@ def _copy(reader: int, target: str, most: int, observe: object = None, *, mode: 
     finally:
         os.close(writer)
     return size
+
+
+def _mode_outside(parent: int, name: str) -> int:
+    """What was private stays private; nothing becomes executable."""
+    try:
+        return stat.S_IMODE(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode) & 0o666
+    except FileNotFoundError:
+        return 0o644
 
 
 def _same_content(one: int, other: int) -> bool:

@@ -22,12 +22,18 @@ _EXTENSIONS = ("objectformat", "refstorage", "worktreeconfig", "partialclone", "
 
 @dataclass(frozen=True, slots=True)
 class _Listing:
-    """One folder as last read: valid while its modification time and inode stay the same."""
+    """One folder as last read: valid while its modification time, change time and inode stay the same.
+
+    ``covered`` is what a grant of the folder does not show, ``configs`` what it shows in other words.
+    """
 
     stamp: tuple[int, int, int]
-    folders: tuple[str, ...]
-    covered: tuple[str, ...]
-    configs: tuple[str, ...]
+    folders: tuple[str, ...] = ()
+    covered: tuple[str, ...] = ()
+    configs: tuple[str, ...] = ()
+
+
+_NOTHING = _Listing((0, 0, 0))
 
 
 @dataclass(slots=True)
@@ -44,7 +50,8 @@ class Masker:
         """(path relative to ``root``, replacement or None) for everything beneath it that a folder grant leaves out.
 
         ``named`` are absolute paths that grants name themselves: these stay, and of a hidden folder the way to them
-        does.
+        does. A folder that may not be listed is left out whole: what to hide in it cannot be known. NotGranted where
+        that is ``root`` itself, or where a folder cannot be looked into for another reason.
         """
         return tuple(self._walk(root, named))
 
@@ -55,11 +62,14 @@ class Masker:
         while stack:
             prefix, hidden = stack.pop()
             listing = self._list(f"{root}/{prefix}".rstrip("/"))
-            for name in (*listing.covered, *listing.folders) if hidden else listing.covered:
+            if listing is None:
+                yield self._unlisted(root, prefix, named)
+                continue
+            for name in os.listdir(f"{root}/{prefix}") if hidden else listing.covered:
                 absolute = f"{root}/{prefix}{name}"
                 if absolute in named:
                     continue
-                if any(other.startswith(absolute + "/") for other in named):
+                if _leads_to(absolute, named):
                     stack.append((f"{prefix}{name}/", True))
                 else:
                     yield prefix + name, None
@@ -70,41 +80,50 @@ class Masker:
                     yield prefix + name, git_config(Path(root, prefix, name))
             stack += [(f"{prefix}{name}/", False) for name in listing.folders]
 
-    def _list(self, folder: str) -> _Listing:
+    def _unlisted(self, root: str, prefix: str, named: frozenset[str]) -> Mask:
+        folder = f"{root}/{prefix}".rstrip("/")
+        if not prefix or _leads_to(folder, named):
+            raise NotGranted(f"{folder} may not be listed, so what to hide in it cannot be known")
+        return prefix.rstrip("/"), None
+
+    def _list(self, folder: str) -> _Listing | None:
+        """What is in it; None if that may not be read."""
         try:
             status = os.lstat(folder)
+            stamp = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+            known = self.known.get(folder)
+            if known is None or known.stamp != stamp:
+                known = _read_folder(folder, stamp)
+                # Coarse clocks (before Linux 6.13) give two changes one stamp: what changed just now is not kept.
+                if time.time_ns() - max(stamp[:2]) >= _SETTLED_NS:
+                    self.known[folder] = known
+        except (FileNotFoundError, NotADirectoryError):
+            return _NOTHING
+        except PermissionError:
+            return None
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 raise NotGranted(f"a folder in {folder[:80]}… lies deeper than a path may lead") from error
-            return _Listing((0, 0, 0), (), (), ())
-        stamp = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-        known = self.known.get(folder)
-        if known is None or known.stamp != stamp:
-            # Coarse clocks (before Linux 6.13) give two changes one stamp: what changed just now is not kept.
-            fresh = time.time_ns() - max(stamp[:2]) < _SETTLED_NS
-            known = _read_folder(folder, stamp)
-            if not fresh:
-                self.known[folder] = known
+            raise NotGranted(f"{folder} cannot be searched for what to hide: {error.strerror}") from error
         return known
+
+
+def _leads_to(path: str, named: frozenset[str]) -> bool:
+    return any(other.startswith(path + "/") for other in named)
 
 
 def _read_folder(folder: str, stamp: tuple[int, int, int]) -> _Listing:
     folders, covered, configs = [], [], []
     above = folder.split("/")
-    try:
-        with os.scandir(folder) as found:
-            entries = list(found)
-    except OSError:
-        # What we cannot list, the operation cannot either: it runs with no more rights than we have.
-        entries = []
-    for entry in entries:
-        is_folder = entry.is_dir(follow_symlinks=False)
-        if is_hidden(entry.name) or not (is_folder or entry.is_file(follow_symlinks=False) or entry.is_symlink()):
-            covered.append(entry.name)
-        elif is_folder:
-            folders.append(entry.name)
-        elif is_git_config([*above, entry.name]):
-            configs.append(entry.name)
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            is_folder = entry.is_dir(follow_symlinks=False)
+            if is_hidden(entry.name) or not (is_folder or entry.is_file(follow_symlinks=False) or entry.is_symlink()):
+                covered.append(entry.name)
+            elif is_folder:
+                folders.append(entry.name)
+            elif is_git_config([*above, entry.name]):
+                configs.append(entry.name)
     return _Listing(stamp, tuple(folders), tuple(covered), tuple(configs))
 
 

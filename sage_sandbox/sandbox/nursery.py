@@ -54,11 +54,15 @@ class Frames:
 
     def fill(self, *, descriptors: bool = False) -> None:
         """Read what is there; without ``descriptors`` any that were sent are closed by the kernel."""
-        if descriptors:
-            data, ancillary, _flags, _address = self.sock.recvmsg(1 << 16, _ANCILLARY)
-            self.fds += _passed(ancillary)
-        else:
-            data = self.sock.recv(1 << 20)
+        try:
+            if descriptors:
+                data, ancillary, _flags, _address = self.sock.recvmsg(1 << 16, _ANCILLARY)
+                self.fds += _passed(ancillary)
+            else:
+                data = self.sock.recv(1 << 20)
+        except ConnectionResetError:
+            # It died with something of ours unread.
+            data = b""
         self.closed = not data
         self._buffer += data
 
@@ -190,7 +194,9 @@ class Zygote:
         self.mapped_owners = {foundation.owner}
         self._process = self._start(theirs)
         theirs.close()
-        ours.sendall(wire.pack(foundation))
+        # One that died at once is reported by what waits for its foundation.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            ours.sendall(wire.pack(foundation))
         self._wait_foundation()
 
     def _start(self, control: socket.socket) -> subprocess.Popen[bytes]:
@@ -230,8 +236,9 @@ class Zygote:
     def map_owner(self, owner: tuple[int, int]) -> None:
         """Have files of ``owner`` (uid, gid) shown to later children as their own, or raise SandboxUnavailable."""
         self._frames.sock.sendall(wire.ORDER.pack(wire.MAP, *owner))
-        while (answer := self._answer) is None:
-            self.listen()
+        self._wait_until(lambda: self._answer is not None)
+        answer = self._answer
+        assert answer is not None
         self._answer = None
         if answer[0] == wire.REFUSED:
             raise step_refused(answer[1])

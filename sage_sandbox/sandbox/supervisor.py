@@ -13,18 +13,21 @@ from typing import Final
 
 from sage_sandbox.errors import NotGranted, SandboxUnavailable, UsageError
 from sage_sandbox.outcome import Outcome, rejected
-from sage_sandbox.policy import RESULT_MAX, Limits
+from sage_sandbox.policy import RESULT_MAX, Limits, MiB, format_size
 from sage_sandbox.sandbox import cgroup, collect, packages, steps
 from sage_sandbox.sandbox.inside import wire
 from sage_sandbox.sandbox.job import Job
 from sage_sandbox.sandbox.masks import Masker
 from sage_sandbox.sandbox.nursery import BrokenProtocol, Child, ChildGone, Zygote
-from sage_sandbox.sandbox.verdict import judge
+from sage_sandbox.sandbox.verdict import judge, limit_text
 from sage_sandbox.sandbox.watch import Relay, Watch
 
 ZYGOTE_OPERATIONS: Final = 1_000
 ZYGOTE_AGE_S: Final = 600.0
 """A zygote is replaced after so many operations or seconds: its children share address layout and hash seed."""
+
+MEMORY_LEAST: Final = 16 * MiB
+"""Below this an interpreter does not even get confined."""
 
 BACK_TO_BACK_S: Final = 0.003
 REFILL_DELAY_S: Final = 0.001
@@ -64,6 +67,9 @@ class Supervisor:
         ``cancel_fd`` becomes readable when it is to end. ``stdin`` is what a command reads, its parameters unless
         given; a ``relay`` takes the place of both it and of what is kept of the output.
         """
+        if job.limits.memory < MEMORY_LEAST:
+            least = format_size(MEMORY_LEAST)
+            return rejected("limit", f"{limit_text(job, 'memory')}: a sandbox takes {least}", f"--limit memory={MEMORY_LEAST // MiB}M")
         started = time.monotonic()
         terminal = relay.terminal if relay is not None else -1
         try:
@@ -258,12 +264,15 @@ class Supervisor:
         if not outcome.ok or child.blueprint is None:
             return outcome
         try:
-            written = collect.commit_stages(
-                child.work_fd, child.blueprint.stages, job.policy.unprotected, job.limits.disk
+            # Both are looked over before the first file outside is touched.
+            box, policy = child.blueprint.box, job.policy
+            files = collect.find_artifacts(child.work_fd, box) if job.artifacts else []
+            named = frozenset((*policy.read, *policy.write, *policy.write_through))
+            changes = collect.plan_commit(
+                child.work_fd, child.blueprint.stages, named, policy.unprotected, job.limits.disk
             )
-            artifacts = (
-                collect.collect_artifacts(child.work_fd, child.blueprint.box, job.artifacts) if job.artifacts else ()
-            )
+            artifacts = collect.take_artifacts(child.work_fd, box, files, job.artifacts)
+            written = collect.commit(child.work_fd, changes)
         except collect.Uncollectable as error:
             return replace(
                 outcome, status="rejected", reason="denied", error=error.message, hint=error.hint, result=b"null"

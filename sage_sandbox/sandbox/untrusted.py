@@ -40,6 +40,8 @@ def check_json(data: bytes) -> bytes:
         raise UntrustedData("the result holds a lone surrogate, which is no Unicode text") from error
     except UnicodeDecodeError as error:
         raise UntrustedData("the result is not UTF-8") from error
+    except UntrustedData:
+        raise
     except ValueError as error:
         raise UntrustedData(f"the result is not JSON: {error}") from error
     return data

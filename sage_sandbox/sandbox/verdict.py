@@ -124,7 +124,7 @@ def _stopped(ending: Ending) -> _Judgement | None:
             return _Judgement("cancelled", "cancelled")
         case "protocol":
             return _Judgement("error", "the operation wrote to its result channel what is no result")
-        case "memory" | "cpu" | "output" as what:
+        case what:
             return _limit(ending, what)
 
 
@@ -153,7 +153,12 @@ def _says_exited(ending: Ending) -> bool:
         and frame is not None
         and frame[0] == wire.EXITED
         and len(frame[1]) == wire.EXIT_STATUS.size
+        and _ended(*wire.EXIT_STATUS.unpack(frame[1]))
     )
+
+
+def _ended(status: int) -> bool:
+    return os.WIFEXITED(status) or os.WIFSIGNALED(status)
 
 
 def _reported(ending: Ending) -> _Judgement:
@@ -217,8 +222,6 @@ def _package_hint(error: Mapping[str, Any]) -> str:
 def _not_spawned(ending: Ending, error: Mapping[str, Any]) -> _Judgement:
     program = ending.job.argv[0]
     code = error.get("errno")
-    if code == errno.EAGAIN:
-        return _limit(ending, "pids")
     violation = explain.explain_error(ending.job, {"errno": code, "path": program}) if "/" in program else None
     text = f"{program}: {'command not found' if code == errno.ENOENT else error.get('message', '')}"
     exit_code = 127 if code == errno.ENOENT else 126

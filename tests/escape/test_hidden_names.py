@@ -12,6 +12,8 @@ import pytest
 from escape.attempt import Bench, Did, Died, Refused, granted, needs_root, running_act
 
 from sage_sandbox.policy import Limits
+from sage_sandbox.sandbox.job import Job
+from sage_sandbox.sandbox.steps import Blueprint
 
 READ = """
 def act(path):
@@ -335,7 +337,7 @@ def test_a_folder_swapped_while_the_sandbox_is_built_is_refused(
     policy = granted(read=(folder / "a",))
     compile_steps = bench.supervisor._blueprint
 
-    def swap_after(job: object) -> object:
+    def swap_after(job: Job) -> Blueprint:
         blueprint = compile_steps(job)
         if not (folder / "was").exists():
             (folder / "a").rename(folder / "was")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import sys
+from collections.abc import Callable
 
 import pytest
 from escape.attempt import Bench, Did, Refused
@@ -14,6 +15,16 @@ from sage_sandbox.sandbox.job import Job
 from sage_sandbox.sandbox.watch import Relay
 
 PYTHON = os.path.realpath(sys.executable)
+
+
+def quietly(seen: bytearray) -> Callable[[int, bytes], bytes]:
+    """Keep what a relay is to write, and write nothing."""
+
+    def spell(_number: int, data: bytes) -> bytes:
+        seen.extend(data)
+        return b""
+
+    return spell
 
 
 @pytest.mark.parametrize("fd", [0, 1, 2])
@@ -80,9 +91,7 @@ def test_nothing_is_typed_into_a_terminal_of_its_own(bench: Bench) -> None:
     seen = bytearray()
     with own_terminal() as (terminal, controller):
         job = Job("command", argv=(PYTHON, "-I", "-S", "-c", TYPE), project=str(bench.project))
-        outcome = bench.supervisor.run(
-            job, relay=Relay(-1, (1, 1), lambda _number, data: seen.extend(data) or b"", terminal, controller)
-        )
+        outcome = bench.supervisor.run(job, relay=Relay(-1, (1, 1), quietly(seen), terminal, controller))
 
     assert outcome.ok, outcome
     # Outside, TIOCLINUX and TIOCSETD mean something else to a pseudo-terminal, and TIOCSTI is root's since Linux 6.2.
@@ -96,9 +105,7 @@ def test_the_terminal_of_a_command_is_its_controlling_one_and_no_others(bench: B
     argv = (PYTHON, "-I", "-S", "-c", "import os; print(os.getsid(0), os.tcgetpgrp(0))")
     with own_terminal() as (terminal, controller):
         job = Job("command", argv=argv, project=str(bench.project))
-        outcome = bench.supervisor.run(
-            job, relay=Relay(-1, (1, 1), lambda _number, data: seen.extend(data) or b"", terminal, controller)
-        )
+        outcome = bench.supervisor.run(job, relay=Relay(-1, (1, 1), quietly(seen), terminal, controller))
 
     assert outcome.ok, outcome
     assert ["1", "1"] == bytes(seen).decode().split()

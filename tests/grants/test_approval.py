@@ -190,10 +190,10 @@ def test_what_holds_only_beside_a_lifted_name_is_remembered_without_it(go) -> No
 
 
 def test_what_cannot_be_remembered_is_a_notice(go, memory: Memory) -> None:
-    assert memory.folder is not None
     person = Person("remember")
 
     def spoil(question: Question) -> Answer:
+        assert memory.folder is not None
         memory.folder.write_text("a file in its place")
         return person(question)
 

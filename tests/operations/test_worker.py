@@ -174,8 +174,18 @@ def test_a_sandbox_that_cannot_be_prepared_is_said(make: type[InlineSupervisor],
 
 
 def test_a_worker_whose_coordinator_is_gone_before_it_starts_gives_up(tmp_path: Path) -> None:
-    worker.enter(0, str(tmp_path / "nobody"), b"t" * channel.TOKEN_BYTES, "/p", fake_supervisor.inline_supervisor)
-    worker.leave()
+    def work() -> None:
+        worker.enter(0, str(tmp_path / "nobody"), b"t" * channel.TOKEN_BYTES, "/p", fake_supervisor.inline_supervisor)
+        worker.leave()
+        left.append(True)
+
+    # In a thread, as the inline pool has it: in the main thread it would make this process undumpable and deaf.
+    left: list[bool] = []
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(20)
+
+    assert left
 
 
 def test_what_a_worker_loads_is_light() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from sage_sandbox.errors import SandboxUnavailable
-from sage_sandbox.sandbox import probe
+from sage_sandbox.sandbox import probe, steps
 from sage_sandbox.sandbox.inside import syscalls as sc
 from sage_sandbox.sandbox.probe import Host, attempt
 
@@ -101,7 +102,10 @@ def test_an_attempt_brings_the_kernels_answer_back():
 
 
 def test_an_attempt_that_fails_otherwise_is_named():
-    error = attempt(lambda: {}["surprise"])
+    def surprised():
+        raise KeyError("surprise")
+
+    error = attempt(surprised)
 
     assert "KeyError: 'surprise'" in str(error)
 
@@ -122,7 +126,7 @@ def test_as_an_ordinary_user_the_way_leads_through_a_user_namespace():
         sc.set_dumpable(True)
         act()
 
-    errors = {tried.name: attempt(lambda tried=tried: as_user(tried.act)) for tried in probe._TRIES if tried.needed}
+    errors = {tried.name: attempt(partial(as_user, tried.act)) for tried in probe._TRIES if tried.needed}
     if errors["user namespaces"] is not None:
         pytest.skip(f"no user namespaces for users: {errors['user namespaces']}")
     assert dict.fromkeys(errors) == errors
@@ -326,7 +330,7 @@ def test_root_without_the_rights_of_root_counts_as_a_user(monkeypatch):
     def refuse():
         raise SandboxUnavailable("running as root without CAP_SYS_ADMIN")
 
-    monkeypatch.setattr(probe.steps, "identity", refuse)
+    monkeypatch.setattr(steps, "identity", refuse)
 
     assert not probe._may_do_all()
 

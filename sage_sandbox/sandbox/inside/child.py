@@ -66,8 +66,9 @@ class Ascent:
         for step in steps:
             try:
                 self._apply[type(step)](step)
-            except OSError as error:
-                raise StepFailed(type(step).__name__, error.errno or 0, str(error)) from error
+            except (OSError, ValueError) as error:
+                code = error.errno if isinstance(error, OSError) else errno.EINVAL
+                raise StepFailed(type(step).__name__, code or 0, str(error)) from error
 
     def _namespaces(self, step: wire.Namespaces) -> None:
         namespaces.own_namespaces(step, self.inherited.pantry_fd)
@@ -171,6 +172,8 @@ def _refused(call: Callable[[], None]) -> bool:
         call()
     except PermissionError:
         return True
+    except OSError:
+        return False
     return False
 
 

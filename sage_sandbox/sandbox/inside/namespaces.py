@@ -29,6 +29,7 @@ WRITABLE = sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV
 _CLONE = sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | sc.AT_RECURSIVE
 _WHOLE = sc.AT_EMPTY_PATH | sc.AT_RECURSIVE
 _LOOKUP = sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_SYMLINKS | sc.RESOLVE_NO_MAGICLINKS
+_BENEATH = sc.RESOLVE_BENEATH | sc.RESOLVE_NO_MAGICLINKS
 _TMPFS = sc.MS_NOSUID | sc.MS_NODEV
 _WHITEOUT = stat.S_IFCHR
 _SIOCSIFFLAGS = 0x8914
@@ -69,6 +70,7 @@ def lay_foundation(foundation: wire.Foundation, proc_fd: int) -> int:
     for number in range(wire.LAYERS_MAX):
         os.makedirs(f"{wire.LAYERS}/{number}", 0o755)
         os.makedirs(f"{wire.MASKS}/{number}", 0o755)
+        os.makedirs(f"{wire.SHOWN}/{number}", 0o755)
     sc.move_mount(host, wire.HOST)
     os.close(host)
     _build_shared_root(foundation)
@@ -182,7 +184,11 @@ def place_box(step: wire.Place) -> None:
 
 
 def attach(step: wire.Attach, identity: tuple[int, int], idmaps: Mapping[tuple[int, int], int]) -> bool:
-    """Show one granted file or folder at the path it has outside. False if what is hidden took the slow way."""
+    """Show one granted file or folder at the path it has outside. False if what is hidden took the slow way.
+
+    We still have the user's rights, and another operation may be writing to the same folders: from here on nothing of
+    the host is reached by a path that could lead elsewhere by now.
+    """
     source = _open_granted(step)
     try:
         if step.staged and not step.folder:
@@ -193,14 +199,51 @@ def attach(step: wire.Attach, identity: tuple[int, int], idmaps: Mapping[tuple[i
         os.close(source)
     try:
         if step.direct:
-            _make_place(step.root + step.path, step.folder)
-            sc.move_mount(tree, step.root + step.path)
-            _cover(step, identity)
+            _show(step, tree)
+            _cover(step, identity, tree)
             return True
         sc.move_mount(tree, f"{wire.LAYERS}/{step.layer}")
         return _attach_overlay(step, identity)
     finally:
         os.close(tree)
+
+
+def _show(step: wire.Attach, tree: int) -> None:
+    """Put what was made ready where the operation expects it."""
+    place = _open_place(step)
+    try:
+        sc.move_mount_onto(tree, place)
+    finally:
+        os.close(place)
+
+
+def _open_place(step: wire.Attach) -> int:
+    """A descriptor of what a grant is mounted on; made where it is missing, but only in what is ours alone."""
+    ours = {os.stat(step.root).st_dev, os.stat(wire.WORK).st_dev}
+    at = os.open(step.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    *folders, last = step.path.strip("/").split("/")
+    try:
+        for name, folder in (*((name, True) for name in folders), (last, step.folder)):
+            below = _enter(at, name, folder, may_make=os.fstat(at).st_dev in ours)
+            os.close(at)
+            at = below
+    except OSError:
+        os.close(at)
+        raise
+    return at
+
+
+def _enter(at: int, name: str, folder: bool, *, may_make: bool) -> int:
+    try:
+        return sc.openat2(at, name, os.O_PATH, _LOOKUP)
+    except FileNotFoundError:
+        if not may_make:
+            raise
+    if folder:
+        os.mkdir(name, 0o755, dir_fd=at)
+    else:
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=at))
+    return sc.openat2(at, name, os.O_PATH, _LOOKUP)
 
 
 def _open_granted(step: wire.Attach) -> int:
@@ -230,56 +273,84 @@ def _attach_overlay(step: wire.Attach, identity: tuple[int, int]) -> bool:
         os.mkdir(f"{stage}/work", 0o700)
         _make_owned(f"{stage}/upper", mode | 0o200, identity)
         options += f",upperdir={stage}/upper,workdir={stage}/work"
-    _make_place(step.root + step.path, folder=True)
-    flags = sc.MS_NOSUID | sc.MS_NODEV | (0 if step.staged else sc.MS_RDONLY)
+    shown = f"{wire.SHOWN}/{step.layer}"
     try:
-        sc.mount("overlay", step.root + step.path, "overlay", flags, options)
+        sc.mount("overlay", shown, "overlay", _TMPFS | (0 if step.staged else sc.MS_RDONLY), options)
+        plain = True
     except OSError:
-        # Some file systems cannot be a lower layer (overlayfs.rst, "Changes to underlying filesystems"). Staged writing
-        # has no other way; what is only read can be shown piece by piece.
+        # Some file systems cannot be a lower layer (overlayfs.rst). Staged writing has no other way; what is only read
+        # can be shown piece by piece.
         if step.staged:
             raise
-        _attach_entries(step)
-        return False
-    return True
+        _put_entries(step, shown)
+        plain = False
+    tree = sc.open_tree(sc.AT_FDCWD, shown, _CLONE)
+    try:
+        _show(step, tree)
+    finally:
+        os.close(tree)
+    return plain
 
 
-def _attach_entries(step: wire.Attach) -> None:
+def _put_entries(step: wire.Attach, shown: str) -> None:
     """A folder without its hidden names, entry by entry: those that hold none are bound, the others made anew."""
-    lower, target = f"{wire.LAYERS}/{step.layer}", step.root + step.path
     replacements = dict(step.masks)
     opened = {""} | {
         "/".join(parts[:n]) for parts in (p.split("/") for p in replacements) for n in range(1, len(parts))
     }
-    sc.mount("tmpfs", target, "tmpfs", _TMPFS, "mode=0755,size=1m,nr_inodes=65536")
+    sc.mount("tmpfs", shown, "tmpfs", _TMPFS, "mode=0755,size=1m,nr_inodes=65536")
+    lower = os.open(f"{wire.LAYERS}/{step.layer}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     for folder in sorted(opened):
-        for name in os.listdir(f"{lower}/{folder}"):
+        here = sc.openat2(lower, folder or ".", os.O_RDONLY | os.O_DIRECTORY, _LOOKUP)
+        for name in os.listdir(here):
             path = f"{folder}/{name}" if folder else name
             if path in replacements:
                 if (content := replacements[path]) is not None:
-                    _write_new(f"{target}/{path}", content)
+                    _write_new(f"{shown}/{path}", content)
             elif path in opened:
-                os.mkdir(f"{target}/{path}", 0o755)
-            elif os.path.islink(f"{lower}/{path}"):
-                os.symlink(os.readlink(f"{lower}/{path}"), f"{target}/{path}")
+                os.mkdir(f"{shown}/{path}", 0o755)
             else:
-                _bind(lower, path, f"{target}/{path}", os.path.isdir(f"{lower}/{path}"), READ_ONLY)
-    sc.mount_setattr(sc.AT_FDCWD, target, 0, READ_ONLY)
+                _put_entry(here, name, f"{shown}/{path}")
+        os.close(here)
+    os.close(lower)
+    sc.mount_setattr(sc.AT_FDCWD, shown, 0, READ_ONLY)
 
 
-def _cover(step: wire.Attach, identity: tuple[int, int]) -> None:
-    """In a direct bind there is no layer to hide things in: mount nothing over them."""
+def _put_entry(here: int, name: str, target: str) -> None:
+    status = os.stat(name, dir_fd=here, follow_symlinks=False)
+    if stat.S_ISLNK(status.st_mode):
+        os.symlink(os.readlink(name, dir_fd=here), target)
+        return
+    source = sc.openat2(here, name, os.O_PATH, _LOOKUP)
+    tree = _clone(source, READ_ONLY)
+    _make_place(target, stat.S_ISDIR(status.st_mode))
+    sc.move_mount(tree, target)
+    for fd in (tree, source):
+        os.close(fd)
+
+
+def _cover(step: wire.Attach, identity: tuple[int, int], top: int) -> None:
+    """In a direct bind there is no layer to hide things in: mount nothing over each, opened once, beneath ``top``."""
     if not step.masks:
         return
     masks = _mount_masks(step, 0o700, identity)
     for number, (path, content) in enumerate(step.masks):
-        target = f"{step.root}{step.path}/{path}"
-        folder = stat.S_ISDIR(os.lstat(target).st_mode)
-        if folder:
-            os.mkdir(f"{masks}/{number}", 0)
+        target = sc.openat2(top, path, os.O_PATH | os.O_NOFOLLOW, _BENEATH)
+        cover = f"{masks}/{number}"
+        mode = os.fstat(target).st_mode
+        if stat.S_ISLNK(mode):
+            # Nothing can be mounted on a link, and it shows no more than its target does by itself.
+            os.close(target)
+            continue
+        if stat.S_ISDIR(mode):
+            os.mkdir(cover, 0)
         else:
-            _write_new(f"{masks}/{number}", content or b"", 0 if content is None else 0o444)
-        _bind(masks, f"/{number}", target, folder, READ_ONLY)
+            _write_new(cover, content or b"", 0 if content is None else 0o444)
+        source = os.open(cover, os.O_PATH | os.O_CLOEXEC)
+        tree = _clone(source, READ_ONLY)
+        sc.move_mount_onto(tree, target)
+        for fd in (tree, source, target):
+            os.close(fd)
 
 
 def _mount_masks(step: wire.Attach, mode: int, identity: tuple[int, int]) -> str:
@@ -319,7 +390,11 @@ def _attach_copy(step: wire.Attach, source: int, identity: tuple[int, int]) -> N
     os.fchown(writer, *identity)
     for fd in (host, reader, writer):
         os.close(fd)
-    _bind(wire.WORK, f"/stage/{step.layer}/file", step.root + step.path, False, WRITABLE)
+    copy = os.open(f"{stage}/file", os.O_PATH | os.O_CLOEXEC)
+    tree = _clone(copy, WRITABLE)
+    _show(step, tree)
+    for fd in (copy, tree):
+        os.close(fd)
 
 
 def mount_proc(step: wire.Proc) -> bool:

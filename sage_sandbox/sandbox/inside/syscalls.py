@@ -40,6 +40,7 @@ AT_RECURSIVE = 0x8000
 OPEN_TREE_CLONE = 1
 OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH = 0x4
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
 
 MOUNT_ATTR_RDONLY = 0x1
 MOUNT_ATTR_NOSUID = 0x2
@@ -141,6 +142,12 @@ def move_mount(from_fd: int, to_path: str) -> None:
     """move_mount(2), Linux 5.2: attach the detached tree ``from_fd`` at ``to_path``."""
     result = _syscall(_long(429), from_fd, b"", AT_FDCWD, _text(to_path), ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH))
     _checked(result, "move_mount", to_path)
+
+
+def move_mount_onto(from_fd: int, to_fd: int) -> None:
+    """move_mount(2): attach the detached tree ``from_fd`` to what ``to_fd`` is open on; no name is looked up."""
+    flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+    _checked(_syscall(_long(429), from_fd, b"", to_fd, b"", ctypes.c_uint(flags)), "move_mount")
 
 
 def mount_setattr(fd: int, path: str, flags: int, attributes: int, userns_fd: int = 0) -> None:

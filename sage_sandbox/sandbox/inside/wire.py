@@ -52,6 +52,8 @@ LAYERS = "/layers"
 """Mount points for the lower layers of overlays, numbered."""
 MASKS = "/masks"
 """Mount points for what stands over these layers."""
+SHOWN = "/shown"
+"""Mount points where what a grant shows is put together, before it is moved to its place."""
 LAYERS_MAX = 64
 # An operation's own, never the host's.
 TMP = "/tmp"  # noqa: S108
