@@ -89,7 +89,6 @@ def test_a_hidden_folder_is_opened_on_the_way_to_what_is_named(tree):
     assert ".sage/templates/x" not in found
 
 
-@pytest.mark.xfail(reason="plain files beside what is named in a hidden folder are not covered")
 def test_files_beside_what_is_named_in_a_hidden_folder_stay_hidden(tree):
     (tree / ".sage/templates").mkdir(parents=True)
     (tree / ".sage/templates/a.yaml").write_text("named")
@@ -145,13 +144,39 @@ def test_a_folder_that_changed_just_now_is_read_again(tree, monkeypatch):
     assert str(tree) not in masker.known
 
 
-def test_a_folder_that_cannot_be_listed_shows_nothing_to_mask(tree, monkeypatch):
+def test_a_folder_that_may_not_be_listed_is_left_out_whole(tree, monkeypatch):
+    (tree / "open").mkdir()
+    (tree / "closed").mkdir()
+    plain = os.scandir
+
+    def refuse(folder):
+        if str(folder).endswith("closed"):
+            raise PermissionError
+        return plain(folder)
+
+    monkeypatch.setattr(masks.os, "scandir", refuse)
+
+    assert {"closed": None} == masked(tree)
+
+
+def test_a_granted_folder_that_may_not_be_listed_is_refused(tree, monkeypatch):
     def refuse(_folder):
         raise PermissionError
 
     monkeypatch.setattr(masks.os, "scandir", refuse)
 
-    assert {} == masked(tree)
+    with pytest.raises(NotGranted, match="may not be listed"):
+        masked(tree)
+
+
+def test_a_folder_that_cannot_be_searched_is_refused(tree, monkeypatch):
+    def refuse(_folder):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(masks.os, "scandir", refuse)
+
+    with pytest.raises(NotGranted, match="cannot be searched for what to hide: Too many open files"):
+        masked(tree)
 
 
 def test_a_folder_that_is_gone_has_nothing_to_mask(tmp_path):

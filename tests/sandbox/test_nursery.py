@@ -185,9 +185,6 @@ def test_a_childs_pid_is_the_one_we_see(child, monkeypatch, tmp_path):
     made.close()
 
 
-@pytest.mark.xfail(
-    reason="sending the foundation to a process that has ended is a BrokenPipeError", raises=BrokenPipeError
-)
 def test_a_zygote_that_ended_before_it_was_told_anything_did_not_start(deaf):
     make, _ends = deaf
 
@@ -273,9 +270,6 @@ def test_a_zygote_is_checked_without_waiting(deaf):
     zygote.close()
 
 
-@pytest.mark.xfail(
-    reason="a socket reset by a zygote that left data unread is no ChildGone", raises=ConnectionResetError
-)
 def test_a_zygote_that_died_with_orders_unread_is_noticed(deaf):
     make, ends = deaf
     zygote = make(wire.READY + b"{}")

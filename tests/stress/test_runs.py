@@ -71,7 +71,7 @@ def killing_workers(seed: int) -> Iterator[list[int]]:
     killed: list[int] = []
 
     def kill() -> None:
-        while not over.wait(chance.uniform(0.2, 1.0)):
+        while not over.wait(chance.uniform(0.05, 0.4)):
             if alive := workers():
                 victim = chance.choice(alive)
                 os.kill(victim.pid, signal.SIGKILL)
