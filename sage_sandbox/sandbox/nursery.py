@@ -169,7 +169,7 @@ class Child:
         self.frames.fds.clear()
 
 
-_VANISHED: Final = frozenset({errno.ESTALE, errno.ENOENT, errno.ELOOP, errno.ENOTDIR})
+_VANISHED: Final = frozenset({errno.ESTALE, errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EXDEV})
 
 
 def step_refused(body: bytes) -> SageError:

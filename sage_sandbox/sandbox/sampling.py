@@ -10,16 +10,26 @@ processes that share a page hold a tenth of it each. Reading it needs ptrace acc
 ordinary user has it to an undumpable process only if that was exec'd inside a user namespace of the user's own: its
 memory belongs to the namespace of its last execve(2). Where the share is not told, RssAnon and RssShmem are added up,
 pages shared over a fork once for each process: an operation may be stopped early where it shares a lot, never late. A
-mapped file of the work folder counts twice, for the same reason.
+mapped file of the work folder counts twice, for the same reason. A process whose first thread has ended shows no memory
+under its own name (/proc/<pid>/statm is zeros, proc(5)); its other threads show it.
+
+Not seen: what the kernel holds for the operation, above all bytes waiting in sockets and pipes, which no file of /proc
+tells. RLIMIT_NOFILE bounds it: 256 descriptors of each of at most 32 processes, each with at most the sender's buffer
+(net.core.wmem_max, 208 KiB where nobody raised it, counted with overhead; 64 KiB for a pipe). One process can so hold
+about 50 MiB beside its limit, all together 32 times that; only a cgroup counts it. The other kernel objects are smaller.
+
+What is counted as processor time: see `_CpuTime`. There is no exact source without a cgroup for processes that nobody
+waits for. It is a sample, and the moments of the ticks are drawn, so that an operation cannot work between them.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from random import SystemRandom
 from typing import Final
 
 FILL_RATE: Final = 2.5 * (1 << 30)
@@ -27,6 +37,12 @@ FILL_RATE: Final = 2.5 * (1 << 30)
 
 SHORTEST_S: Final = 0.002
 LONGEST_S: Final = 0.1
+CHURN_S: Final = 0.02
+"""The longest pause while processes come and go unseen: the sample's error falls with the root of it."""
+
+_MARGIN: Final = 2.0
+"""Standard deviations by which a sample of processor time must be above what is known for certain."""
+
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _SEEN_MAX: Final = 4096
@@ -58,13 +74,17 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class _Process:
-    """One process: processor seconds of its own, and of the dead children it waited for."""
+    """One process: processor seconds of its own, and of the dead children it waited for.
+
+    ``working`` is how many cores its threads keep busy at this moment.
+    """
 
     pid: int
     started: int
     own_s: float
     waited_s: float
     rss: int
+    working: float = 0.0
 
 
 class Sampler:
@@ -84,6 +104,7 @@ class Sampler:
         *,
         proc: str = "/proc",
         clock: Callable[[], float] = time.monotonic,
+        draw: Callable[[], float] = SystemRandom().random,
     ) -> None:
         self._pid = pid
         self._work_fd = work_fd
@@ -92,51 +113,113 @@ class Sampler:
         self._cores = max(1, cores)
         self._proc = proc
         self._clock = clock
-        self._cpu = _CpuTime()
+        self._draw = draw
+        self._cpu = _CpuTime(self._cores)
+        self._ticked: float | None = None
 
     def tick(self) -> Reading:
-        """Measure now; processes that vanish on the way are left out."""
+        """Measure now; the memory of processes that vanish on the way is left out, not their work."""
         began = self._clock()
-        processes = [found for pid in tree(self._pid, self._proc) if (found := _measure(pid, self._proc))]
-        rss, work, cpu_s = sum(p.rss for p in processes), _used(self._work_fd), self._cpu.add(processes)
+        gap_s = 0.0 if self._ticked is None else began - self._ticked
+        self._ticked = began
+        pids = tree(self._pid, self._proc)
+        # Our first process ends with everything beneath it: its time need not be sampled.
+        processes = [found for pid in pids if (found := _measure(pid, self._proc, sampled=pid != self._pid))]
+        cpu_s = self._cpu.add(processes, len(pids) - len(processes), gap_s)
+        rss, work = sum(p.rss for p in processes), _used(self._work_fd)
         tripped = rss + work > self._limit
-        pss = sum(_share(p.pid, self._proc) for p in processes) if tripped else None
+        pss = sum(_share(p, self._proc) for p in processes) if tripped else None
         memory = (rss if pss is None else pss) + work
         next_s = max(self._pause(memory, cpu_s), 3 * (self._clock() - began))
         over_memory, over_cpu = memory > self._limit, cpu_s > self._cpu_limit_s
         return Reading(rss, pss, cpu_s, len(processes), over_memory, over_cpu, min(next_s, LONGEST_S), work)
 
     def _pause(self, memory: int, cpu_s: float) -> float:
-        """How long neither limit can be passed by much, within bounds."""
+        """How long neither limit can be passed by much, within bounds; up to half of it is left to chance."""
         filled_s = (self._limit - memory) / (FILL_RATE * self._cores)
         spent_s = (self._cpu_limit_s - cpu_s) / self._cores
-        return min(max(min(filled_s, spent_s), SHORTEST_S), LONGEST_S)
+        longest_s = CHURN_S if self._cpu.unsettled else LONGEST_S
+        return max(min(filled_s, spent_s, longest_s) * (0.5 + self._draw() / 2), SHORTEST_S)
+
+
+@dataclass(slots=True)
+class _Trace:
+    """What is known of one process: seconds it told, seconds sampled, and what it counts for since it is gone."""
+
+    own_s: float = 0.0
+    sampled_s: float = 0.0
+    settled_s: float | None = None
 
 
 class _CpuTime:
     """Processor time of a tree, the dead included, that never falls.
 
-    Two sums are each too low: what the living say of themselves and of children they waited for misses children that
-    were reaped without a wait (SIGCHLD ignored, see wait(2)); what each process was last seen with misses what it did
-    after. The larger one is used.
+    Two sums are exact and each too low: what the living say of themselves and of children they waited for misses
+    children that were reaped without a wait (SIGCHLD ignored or SA_NOCLDWAIT, see wait(2)), whose time the kernel adds
+    to nobody; what each process was last seen with misses what it did after, and all of whom no tick met.
+
+    The third is a sample. A thread found at work at a tick counts for the whole gap since the tick before: as the
+    moments are drawn, this is on average just what it used, however short its life and whenever it slept, and no
+    operation can choose to be met less often. The living count with what they tell; one that is gone counts with its
+    sample, but no less than it was last seen with, and at most one gap more for each core. One that vanished between
+    its parent's list and its own file was at work. Waiting for a core is not work: of a runnable thread counts the
+    part of its time that it ran (/proc/<pid>/schedstat; all, where there is none). Its error has a standard deviation
+    of about the root of (gap times seconds), and it counts less two of these, so that an operation whose children are
+    waited for, of which the first sum is right, is not stopped by chance: with 20 ms, an operation can hide at most
+    about 0.6 s of 2, and 2.5 s of 60. A bound that cannot be passed, every core at work in every gap in which a pid
+    was used up, would stop each shell script on a large machine after a sixtieth of its limit.
+
+    The larger one is used.
     """
 
-    def __init__(self) -> None:
-        self._seen: dict[tuple[int, int], float] = {}
+    def __init__(self, cores: int) -> None:
+        self._cores = cores
+        self._traces: dict[tuple[int, int], _Trace] = {}
         self._seen_s = 0.0
+        self._settled_s = 0.0
+        self._variance = 0.0
         self._highest_s = 0.0
+        self.unsettled = False
+        """Whether a process came or went at work since the tick before."""
 
-    def add(self, processes: Iterable[_Process]) -> float:
-        told_s = 0.0
-        alive = {}
+    def add(self, processes: list[_Process], vanished: int, gap_s: float) -> float:
+        """Count one tick, ``gap_s`` after the one before; ``vanished`` processes were listed and then gone."""
+        working = vanished + sum(process.working for process in processes)
+        credit_s = gap_s * min(1.0, self._cores / working) if working else 0.0
+        before, alive = self._variance, {}
+        self.unsettled = vanished > 0
         for process in processes:
-            key = (process.pid, process.started)
-            told_s += process.own_s + process.waited_s
-            self._seen_s += process.own_s - self._seen.get(key, 0.0)
-            alive[key] = process.own_s
-        self._seen = (self._seen if len(self._seen) < _SEEN_MAX else {}) | alive
-        self._highest_s = max(self._highest_s, told_s, self._seen_s)
+            alive[process.pid, process.started] = self._meet(process, credit_s)
+        self._settled_s += vanished * credit_s
+        self._variance += vanished * credit_s**2
+        for key, trace in self._traces.items():
+            if key not in alive and trace.settled_s is None:
+                self._settle(trace, gap_s * self._cores)
+        self.unsettled = self.unsettled or self._variance > before
+        self._traces = (self._traces if len(self._traces) < _SEEN_MAX else {}) | alive
+        told_s = sum(process.own_s + process.waited_s for process in processes)
+        sampled_s = self._settled_s + sum(process.own_s for process in processes) - _MARGIN * self._variance**0.5
+        self._highest_s = max(self._highest_s, told_s, self._seen_s, sampled_s)
         return self._highest_s
+
+    def _meet(self, process: _Process, credit_s: float) -> _Trace:
+        trace = self._traces.get((process.pid, process.started))
+        if trace is None:
+            trace = _Trace()
+            self.unsettled = self.unsettled or process.working > 0
+        if trace.settled_s is not None:  # not gone, only missed: it was adopted while we looked
+            self._settled_s -= trace.settled_s
+            self._variance -= (trace.settled_s - trace.own_s) ** 2
+            trace.settled_s = None
+        self._seen_s += process.own_s - trace.own_s
+        trace.own_s = process.own_s
+        trace.sampled_s += process.working * credit_s
+        return trace
+
+    def _settle(self, trace: _Trace, most_s: float) -> None:
+        trace.settled_s = min(max(trace.sampled_s, trace.own_s), trace.own_s + most_s)
+        self._settled_s += trace.settled_s
+        self._variance += (trace.settled_s - trace.own_s) ** 2
 
 
 def tree(pid: int, proc: str = "/proc") -> list[int]:
@@ -156,16 +239,20 @@ def tree(pid: int, proc: str = "/proc") -> list[int]:
 
 
 def _children(pid: int, proc: str) -> list[int]:
-    tasks: list[str] = []
+    return [int(child) for thread in _threads(pid, proc) for child in _read(f"{thread}/children").split()]
+
+
+def _threads(pid: int, proc: str) -> list[str]:
+    """The folders of a process's threads; none if it is gone."""
     with suppress(OSError):
-        tasks = os.listdir(f"{proc}/{pid}/task")
-    return [int(child) for task in tasks for child in _read(f"{proc}/{pid}/task/{task}/children").split()]
+        return [f"{proc}/{pid}/task/{name}" for name in os.listdir(f"{proc}/{pid}/task")]
+    return []
 
 
 def _tree_by_parents(pid: int, proc: str) -> list[int]:
     children: dict[int, list[int]] = {}
     for name in os.listdir(proc):
-        if name.isdecimal() and (fields := _stat(int(name), proc)):
+        if name.isdecimal() and (fields := _stat(f"{proc}/{name}")):
             children.setdefault(int(fields[1]), []).append(int(name))
     found = [pid]
     for parent in found:
@@ -173,31 +260,61 @@ def _tree_by_parents(pid: int, proc: str) -> list[int]:
     return found
 
 
-def _stat(pid: int, proc: str) -> list[bytes]:
-    """Fields 3 (state) and on of /proc/<pid>/stat; the name before them may hold anything, brackets too."""
-    return _read(f"{proc}/{pid}/stat").rpartition(b")")[2].split()
+def _stat(folder: str) -> list[bytes]:
+    """Fields 3 (state) and on of the stat of a process or thread; the name before may hold anything, brackets too."""
+    return _read(f"{folder}/stat").rpartition(b")")[2].split()
 
 
-def _measure(pid: int, proc: str) -> _Process | None:
+def _measure(pid: int, proc: str, *, sampled: bool = False) -> _Process | None:
     """One process; None if it vanished. statm, not stat, for memory: it is the exact one of the two (Linux 6.17)."""
-    fields, memory = _stat(pid, proc), _read(f"{proc}/{pid}/statm").split()
+    home = f"{proc}/{pid}"
+    fields = _stat(home)
     if len(fields) < 20:
         return None
     own, waited = int(fields[11]) + int(fields[12]), int(fields[13]) + int(fields[14])
-    rss = int(memory[1]) * _PAGE if memory else 0
-    return _Process(pid, int(fields[19]), own / _TICKS, waited / _TICKS, rss)
+    alone = int(fields[17]) < 2
+    # All threads share one memory: whoever lives tells it. Several looks, for each may end just before its own.
+    rss = _resident(home) or (0 if alone else max(map(_resident, _threads(pid, proc)), default=0))
+    working = 0.0
+    if sampled:
+        working = _working(home, fields) if alone else sum(_working(t, _stat(t)) for t in _threads(pid, proc))
+    return _Process(pid, int(fields[19]), own / _TICKS, waited / _TICKS, rss, working)
 
 
-def _share(pid: int, proc: str) -> int:
+def _resident(folder: str) -> int:
+    memory = _read(f"{folder}/statm").split()
+    return int(memory[1]) * _PAGE if memory else 0
+
+
+def _working(folder: str, fields: list[bytes]) -> float:
+    """How much of a core a thread has at this moment: none if it sleeps, else the part of its time that it ran."""
+    if not fields or fields[0] != b"R":
+        return 0.0
+    ran, waited = ([int(word) for word in _read(f"{folder}/schedstat").split()] + [0, 0])[:2]
+    return ran / (ran + waited) if ran and waited else 1.0
+
+
+def _share(process: _Process, proc: str) -> int:
     """What a process holds for itself: its share of unevictable pages, or all of them where the share is not told."""
+    home = f"{proc}/{process.pid}"
+    for folder in (home, *_threads(process.pid, proc)):
+        if (share := _share_told(folder)) is not None:
+            return share
+    # Threads that end one after the other, each as we come to it: the process is there, and holds what it held.
+    fields = _stat(home)
+    return process.rss if fields and int(fields[17]) > 1 else 0
+
+
+def _share_told(folder: str) -> int | None:
+    """The share as one thread tells it; None if it has ended."""
     try:
-        rollup = _fields_kib(_read_or_raise(f"{proc}/{pid}/smaps_rollup"))
+        rollup = _fields_kib(_read_or_raise(f"{folder}/smaps_rollup"))
     except (FileNotFoundError, ProcessLookupError):
-        return 0
+        return None
     except OSError:  # EACCES: not ours to inspect; no such file before 4.14, but 5.13 is the floor
-        status = _fields_kib(_read(f"{proc}/{pid}/status"))
-        return status.get(b"RssAnon", 0) + status.get(b"RssShmem", 0)
-    return rollup.get(b"Pss", 0) - rollup.get(b"Pss_File", 0)
+        status = _fields_kib(_read(f"{folder}/status"))
+        return status[b"RssAnon"] + status.get(b"RssShmem", 0) if b"RssAnon" in status else None
+    return rollup[b"Pss"] - rollup.get(b"Pss_File", 0) if b"Pss" in rollup else None
 
 
 def _fields_kib(text: bytes) -> dict[bytes, int]:

@@ -288,7 +288,8 @@ def _rlimits(limits: Limits, *, cgroup: bool) -> wire.Rlimits:
         (resource.RLIMIT_CPU, math.ceil(limits.cpu_s) + 1),
         (resource.RLIMIT_NPROC, pids),
         (resource.RLIMIT_FSIZE, limits.disk),
-        (resource.RLIMIT_NOFILE, 1024),
+        # No /proc tells what waits in sockets and pipes: without a cgroup only their number bounds it (`sampling`).
+        (resource.RLIMIT_NOFILE, 1024 if cgroup else 256),
         # 1, for 0 does not stop a core_pattern that is a pipe (core(5)).
         (resource.RLIMIT_CORE, 1),
         (resource.RLIMIT_MEMLOCK, 64 << 10),

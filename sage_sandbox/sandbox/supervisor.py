@@ -69,7 +69,11 @@ class Supervisor:
         """
         if job.limits.memory < MEMORY_LEAST:
             least = format_size(MEMORY_LEAST)
-            return rejected("limit", f"{limit_text(job, 'memory')}: a sandbox takes {least}", f"--limit memory={MEMORY_LEAST // MiB}M")
+            return rejected(
+                "limit",
+                f"{limit_text(job, 'memory')}: a sandbox takes {least}",
+                f"--limit memory={MEMORY_LEAST // MiB}M",
+            )
         started = time.monotonic()
         terminal = relay.terminal if relay is not None else -1
         try:

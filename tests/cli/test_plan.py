@@ -76,7 +76,9 @@ def test_what_is_granted_and_what_is_missing_is_told_apart(plan):
 
 
 def test_hidden_names_are_printed(plan):
-    assert "never shown below a read grant on a folder: .sage, .env*, .netrc," in plan()[1]
+    from sage_sandbox.policy import HIDDEN_NAMES
+
+    assert f"never shown below a read grant on a folder: {', '.join(HIDDEN_NAMES)}" in plan()[1]
 
 
 def test_nothing_asked_for_is_said(plan):

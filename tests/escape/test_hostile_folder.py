@@ -55,7 +55,9 @@ def project(tmp_path: Path) -> Path:
 
 def test_a_planted_module_is_imported_by_a_plain_interpreter(project: Path, tmp_path: Path) -> None:
     """The act: without our care the project's own module is what runs."""
-    done = subprocess.run([sys.executable, "-S", "-c", "import json"], cwd=project, env={}, capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", "import json"], cwd=project, env={}, capture_output=True, check=False
+    )
 
     assert b"planted" in done.stderr
     assert "json.py\n" == (tmp_path / "marks").read_text()

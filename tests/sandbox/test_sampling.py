@@ -6,11 +6,15 @@ import mmap
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import cloudpickle
 import pytest
 
+import sage_sandbox
 from sage_sandbox.sandbox import sampling
 from sage_sandbox.sandbox.sampling import Sampler, tree
 
@@ -20,34 +24,40 @@ TICK = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
+# A fork of ours would hold whatever the tests before it left in memory. Without site it is not measured, either.
+FRESH = """
+import signal, sys
+sys.path += sys.argv[1:]
+import cloudpickle
+held = cloudpickle.load(sys.stdin.buffer)()
+print(flush=True)
+signal.pause()
+"""
+PLACES = {str(Path(module.__file__ or "").parents[1]) for module in (cloudpickle, sage_sandbox)}
+
+
 @pytest.fixture
 def start():
-    """Start a process that acts, tells us, and stays until it is killed."""
-    pids = []
+    """Start a small process that acts, tells us, and stays until it is killed."""
+    started = []
 
     def begin(act):
-        ready, done = os.pipe()
-        pid = os.fork()
-        if not pid:
-            try:
-                os.close(ready)
-                held = act()
-                os.write(done, b"x")
-                signal.pause()
-                del held
-            finally:
-                os._exit(99)
-        os.close(done)
-        pids.append(pid)
-        assert os.read(ready, 1)
-        os.close(ready)
-        return pid
+        argv = [sys.executable, "-I", "-S", "-c", FRESH, *PLACES]
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        started.append(process)
+        process.stdin.write(cloudpickle.dumps(act))
+        process.stdin.close()
+        assert process.stdout.readline()
+        return process.pid
 
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     yield begin
-    for pid in pids:
-        for member in reversed(tree(pid)):
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    for process in started:
+        for member in reversed(tree(process.pid)):
             os.kill(member, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        process.wait()
+        process.stdout.close()
 
 
 def fork(act=lambda: None, *, stay=True):

@@ -11,12 +11,17 @@ SLACK = 32 << 20
 
 
 def apply(values: tuple[tuple[int, int], ...], address_space: int, mapped: int) -> None:
-    """Set each limit, soft = hard; ``address_space`` (bytes, 0 for none) counts above what is ``mapped`` already."""
-    for kind, value in values:
-        resource.setrlimit(kind, (value, value))
+    """Set each limit, soft = hard; ``address_space`` (bytes, 0 for none) counts above what is ``mapped`` already.
+
+    A hard limit that is lower already stays (`ulimit -Hc 0` of a hardened session): raising one takes CAP_SYS_RESOURCE
+    outside our user namespace (setrlimit(2)), and less is only more confinement.
+    """
     if address_space:
-        total = address_space + mapped + SLACK
-        resource.setrlimit(resource.RLIMIT_AS, (total, total))
+        values += ((resource.RLIMIT_AS, address_space + mapped + SLACK),)
+    for kind, value in values:
+        hard = resource.getrlimit(kind)[1]
+        lowest = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (lowest, lowest))
 
 
 def mapped_bytes(proc_fd: int) -> int:

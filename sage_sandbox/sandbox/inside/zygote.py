@@ -19,6 +19,7 @@ from sage_sandbox.sandbox.inside import syscalls as sc
 
 CONTROL_FD = 9
 _PASSED_FDS = 16
+OOM_SCORE_ADJ = 900
 
 
 def main(control_fd: int) -> None:
@@ -50,6 +51,7 @@ def main(control_fd: int) -> None:
 
 def _prepare(foundation: wire.Foundation) -> child.Inheritance:
     proc = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
+    _go_first(proc)
     pantry = namespaces.lay_foundation(foundation, proc)
     everyone = wire.Landlock(own=False, root="", writable=(), files=(), network=False)
     ruleset = landlock.build(foundation.landlock_abi, foundation.devices, everyone)
@@ -62,6 +64,17 @@ def _prepare(foundation: wire.Foundation) -> child.Inheritance:
     programs.settle_memory()
     programs.rehearse()
     return child.Inheritance(proc, pantry, ruleset, idmaps, foundation)
+
+
+def _go_first(proc_fd: int) -> None:
+    """Where the machine runs out of memory, we and our children end before what the user runs. Never lowered:
+    that takes CAP_SYS_RESOURCE (proc(5)), and a container may have given us 1000."""
+    fd = os.open("self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC, dir_fd=proc_fd)
+    try:
+        if int(os.read(fd, 16)) < OOM_SCORE_ADJ:
+            os.write(fd, str(OOM_SCORE_ADJ).encode())
+    finally:
+        os.close(fd)
 
 
 class Nursery:
