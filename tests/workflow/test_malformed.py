@@ -354,7 +354,7 @@ CASES = [
 
 
 def test_the_corpus_is_large_enough():
-    assert len(CASES) >= 200
+    assert len(CASES) + len(CUTS) >= 300
 
 
 @pytest.mark.parametrize(("kind", "content", "said", "line"), CASES)
@@ -396,6 +396,27 @@ VALID = {
         },
     ],
 }
+
+
+WHOLE = json.dumps(VALID, indent=1)
+CUTS = [round(len(WHOLE) * part / 101) for part in range(101)]
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_template_that_ends_early_is_explained(cut, tmp_path, monkeypatch, capsys):
+    (tmp_path / "t.json").write_text(WHOLE[:cut])
+    monkeypatch.chdir(tmp_path)
+
+    code = main(["validate", "t.json"])
+    out, err = capsys.readouterr()
+
+    assert 2 == code
+    assert "" == out
+    assert err.startswith("✗ t.json:")
+    assert 1 == err.count("✗")
+    assert "Traceback" not in err
+    assert "internal error" not in err
+    assert ["t.json"] == [path.name for path in tmp_path.iterdir()]
 
 
 def places(value, path=()):
