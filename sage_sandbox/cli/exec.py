@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -121,12 +120,11 @@ def _settle(outcome: Outcome) -> int:
 
     if outcome.ok and outcome.exit_code is None:
         text = outcome.result.decode()
-        click.echo(escape_lines(text) if sys.stdout.isatty() else text)
+        click.echo(escape_lines(text) if os.isatty(1) else text)
     if not outcome.ok and (outcome.exit_code is None or outcome.exit_code in (126, 127)):
         click.echo(f"✗ {escape(outcome.error)}", err=True)
     if outcome.hint:
         click.echo(f"hint: {escape_lines(outcome.hint)}", err=True)
-    sys.stdout.flush()
     if outcome.exit_code is not None:
         return outcome.exit_code
     return EXIT_BY_REASON[outcome.reason] if outcome.reason else 0

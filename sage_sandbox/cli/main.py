@@ -108,7 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb that ``argv`` (default: the command line) names; the exit code."""
     try:
         code = cli.main(argv, prog_name="sage-sandbox", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by whoever started us
+            sys.stdout.flush()
     except BrokenPipeError:
         return _close_quietly()
     except (KeyboardInterrupt, click.Abort):

@@ -45,7 +45,7 @@ _MARGIN: Final = 2.0
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
-_SEEN_MAX: Final = 4096
+_GONE_MAX: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ class _Trace:
 
     own_s: float = 0.0
     sampled_s: float = 0.0
-    settled_s: float | None = None
+    settled_s: float = 0.0
 
 
 class _CpuTime:
@@ -174,7 +174,8 @@ class _CpuTime:
 
     def __init__(self, cores: int) -> None:
         self._cores = cores
-        self._traces: dict[tuple[int, int], _Trace] = {}
+        self._living: dict[tuple[int, int], _Trace] = {}
+        self._gone: dict[tuple[int, int], _Trace] = {}
         self._seen_s = 0.0
         self._settled_s = 0.0
         self._variance = 0.0
@@ -192,25 +193,28 @@ class _CpuTime:
             alive[process.pid, process.started] = self._meet(process, credit_s)
         self._settled_s += vanished * credit_s
         self._variance += vanished * credit_s**2
-        for key, trace in self._traces.items():
-            if key not in alive and trace.settled_s is None:
-                self._settle(trace, gap_s * self._cores)
+        if len(self._gone) > _GONE_MAX:
+            self._gone.clear()
+        for key in self._living.keys() - alive.keys():
+            self._gone[key] = self._living[key]
+            self._settle(self._gone[key], gap_s * self._cores)
+        self._living = alive
         self.unsettled = self.unsettled or self._variance > before
-        self._traces = (self._traces if len(self._traces) < _SEEN_MAX else {}) | alive
         told_s = sum(process.own_s + process.waited_s for process in processes)
         sampled_s = self._settled_s + sum(process.own_s for process in processes) - _MARGIN * self._variance**0.5
         self._highest_s = max(self._highest_s, told_s, self._seen_s, sampled_s)
         return self._highest_s
 
     def _meet(self, process: _Process, credit_s: float) -> _Trace:
-        trace = self._traces.get((process.pid, process.started))
+        key = (process.pid, process.started)
+        trace = self._living.get(key)
+        if trace is None and (trace := self._gone.pop(key, None)) is not None:
+            # Not gone, only missed: it was adopted while we looked.
+            self._settled_s -= trace.settled_s
+            self._variance -= (trace.settled_s - trace.own_s) ** 2
         if trace is None:
             trace = _Trace()
             self.unsettled = self.unsettled or process.working > 0
-        if trace.settled_s is not None:  # not gone, only missed: it was adopted while we looked
-            self._settled_s -= trace.settled_s
-            self._variance -= (trace.settled_s - trace.own_s) ** 2
-            trace.settled_s = None
         self._seen_s += process.own_s - trace.own_s
         trace.own_s = process.own_s
         trace.sampled_s += process.working * credit_s

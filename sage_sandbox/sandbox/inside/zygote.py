@@ -19,6 +19,7 @@ from sage_sandbox.sandbox.inside import syscalls as sc
 
 CONTROL_FD = 9
 _PASSED_FDS = 16
+_REHEARSALS = 20
 OOM_SCORE_ADJ = 900
 
 
@@ -62,7 +63,9 @@ def _prepare(foundation: wire.Foundation) -> child.Inheritance:
     sc.seccomp_filter(foundation.seccomp[0])
     sys.path[:] = [path for path in sys.path if path.startswith(sys.base_prefix)] + list(foundation.packages)
     programs.settle_memory()
-    programs.rehearse()
+    # Often enough that the interpreter has specialized this code (PEP 659): each child would do it again, page by page.
+    for _ in range(_REHEARSALS):
+        programs.rehearse()
     return child.Inheritance(proc, pantry, ruleset, idmaps, foundation)
 
 
