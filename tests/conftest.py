@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,22 @@ sys.path.append(str(Path(__file__).parents[1]))
 settings.register_profile("sage", deadline=None, database=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("sage")
 
+_OURS = pytest.StashKey[str]()
 _LANDLOCK_CREATE_RULESET = 444
 _LANDLOCK_CREATE_RULESET_VERSION = 1
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A folder for temporary files that no other session cleans: sessions side by side take each other's away."""
+    if config.option.basetemp is None:
+        config.option.basetemp = config.stash[_OURS] = tempfile.mkdtemp(prefix="sage-tests-")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """What passed leaves nothing; what failed can be looked at."""
+    folder = session.config.stash.get(_OURS, "")
+    if folder and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def pytest_report_header() -> list[str]:

@@ -13,10 +13,12 @@ pages shared over a fork once for each process: an operation may be stopped earl
 mapped file of the work folder counts twice, for the same reason. A process whose first thread has ended shows no memory
 under its own name (/proc/<pid>/statm is zeros, proc(5)); its other threads show it.
 
-Not seen: what the kernel holds for the operation, above all bytes waiting in sockets and pipes, which no file of /proc
-tells. RLIMIT_NOFILE bounds it: 256 descriptors of each of at most 32 processes, each with at most the sender's buffer
-(net.core.wmem_max, 208 KiB where nobody raised it, counted with overhead; 64 KiB for a pipe). One process can so hold
-about 50 MiB beside its limit, all together 32 times that; only a cgroup counts it. The other kernel objects are smaller.
+Not seen: what the kernel holds for the operation, above all bytes waiting in sockets, which no file of /proc tells.
+RLIMIT_NOFILE is what bounds it, 256 for each of at most 32 processes (and once more for descriptors on their way
+through a socket, unix(7)). A socket holds up to net.core.wmem_default, 208 KiB, about 50 MiB in one process; but with
+SO_SNDBUF twice net.core.wmem_max (socket(7)), 8 MiB where that is 4 MiB: measured, 490 MiB in one process that asked
+for 1 MiB each, 2 GiB with 1024 descriptors. Pipes hold 64 MiB for each user (pipe-user-pages-soft, pipe(7)). Only a
+cgroup counts this.
 
 What is counted as processor time: see `_CpuTime`. There is no exact source without a cgroup for processes that nobody
 waits for. It is a sample, and the moments of the ticks are drawn, so that an operation cannot work between them.
@@ -43,6 +45,7 @@ CHURN_S: Final = 0.02
 _MARGIN: Final = 2.0
 """Standard deviations by which a sample of processor time must be above what is known for certain."""
 
+_DRAW: Final = SystemRandom().random
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _GONE_MAX: Final = 4096
@@ -104,7 +107,7 @@ class Sampler:
         *,
         proc: str = "/proc",
         clock: Callable[[], float] = time.monotonic,
-        draw: Callable[[], float] = SystemRandom().random,
+        draw: Callable[[], float] = _DRAW,
     ) -> None:
         self._pid = pid
         self._work_fd = work_fd
@@ -116,6 +119,8 @@ class Sampler:
         self._draw = draw
         self._cpu = _CpuTime(self._cores)
         self._ticked: float | None = None
+        # We have run, so zeros mean that this kernel does not keep the account (CONFIG_SCHED_INFO).
+        self._counts = _read(f"{proc}/self/schedstat").split()[2:] > [b"0"]
 
     def tick(self) -> Reading:
         """Measure now; the memory of processes that vanish on the way is left out, not their work."""
@@ -124,7 +129,8 @@ class Sampler:
         self._ticked = began
         pids = tree(self._pid, self._proc)
         # Our first process ends with everything beneath it: its time need not be sampled.
-        processes = [found for pid in pids if (found := _measure(pid, self._proc, sampled=pid != self._pid))]
+        found = (_measure(pid, self._proc, sampled=pid != self._pid, counts=self._counts) for pid in pids)
+        processes = [process for process in found if process]
         cpu_s = self._cpu.add(processes, len(pids) - len(processes), gap_s)
         rss, work = sum(p.rss for p in processes), _used(self._work_fd)
         tripped = rss + work > self._limit
@@ -159,17 +165,21 @@ class _CpuTime:
     to nobody; what each process was last seen with misses what it did after, and all of whom no tick met.
 
     The third is a sample. A thread found at work at a tick counts for the whole gap since the tick before: as the
-    moments are drawn, this is on average just what it used, however short its life and whenever it slept, and no
-    operation can choose to be met less often. The living count with what they tell; one that is gone counts with its
-    sample, but no less than it was last seen with, and at most one gap more for each core. One that vanished between
-    its parent's list and its own file was at work. Waiting for a core is not work: of a runnable thread counts the
-    part of its time that it ran (/proc/<pid>/schedstat; all, where there is none). Its error has a standard deviation
-    of about the root of (gap times seconds), and it counts less two of these, so that an operation whose children are
-    waited for, of which the first sum is right, is not stopped by chance: with 20 ms, an operation can hide at most
-    about 0.6 s of 2, and 2.5 s of 60. A bound that cannot be passed, every core at work in every gap in which a pid
-    was used up, would stop each shell script on a large machine after a sixtieth of its limit.
+    moments are drawn, this is on average just what it used, however short its life and whenever it slept, and an
+    operation that cannot know them cannot be met less often. The living count with what they tell; one that is gone
+    counts with its sample, but no less than it was last seen with, and at most one gap more on each core. One that
+    vanished between its parent's list and its own file was at work. Waiting for a core is not work: a runnable thread
+    counts with the part of its time that it ran (/proc/<pid>/schedstat; wholly, where there is none). That part is
+    known late, so many short processes at once on a machine with far more to run than cores can count for more than
+    they used (measured: twelve to a core, 2.4 times). The sample's error has a standard deviation of about the root
+    of (gap times seconds); it counts less two of these, so that an operation whose children are waited for, of which
+    the first sum is right, is not stopped by chance. With a gap of 20 ms, an operation passes 2 s by about 0.6 s and
+    60 s by 2.5 s before it is stopped; measured on two cores, 2 s by 0.3 to 3.3 s.
 
-    The larger one is used.
+    A bound that cannot be passed exists too: every core at work in every gap in which pids were used up. It would
+    stop any shell script on a machine of 64 cores after a sixtieth of its limit.
+
+    The largest one is used.
     """
 
     def __init__(self, cores: int) -> None:
@@ -201,7 +211,8 @@ class _CpuTime:
         self._living = alive
         self.unsettled = self.unsettled or self._variance > before
         told_s = sum(process.own_s + process.waited_s for process in processes)
-        sampled_s = self._settled_s + sum(process.own_s for process in processes) - _MARGIN * self._variance**0.5
+        error_s = max(self._variance, 0.0) ** 0.5
+        sampled_s = self._settled_s + sum(process.own_s for process in processes) - _MARGIN * error_s
         self._highest_s = max(self._highest_s, told_s, self._seen_s, sampled_s)
         return self._highest_s
 
@@ -269,7 +280,7 @@ def _stat(folder: str) -> list[bytes]:
     return _read(f"{folder}/stat").rpartition(b")")[2].split()
 
 
-def _measure(pid: int, proc: str, *, sampled: bool = False) -> _Process | None:
+def _measure(pid: int, proc: str, *, sampled: bool = False, counts: bool = False) -> _Process | None:
     """One process; None if it vanished. statm, not stat, for memory: it is the exact one of the two (Linux 6.17)."""
     home = f"{proc}/{pid}"
     fields = _stat(home)
@@ -281,7 +292,8 @@ def _measure(pid: int, proc: str, *, sampled: bool = False) -> _Process | None:
     rss = _resident(home) or (0 if alone else max(map(_resident, _threads(pid, proc)), default=0))
     working = 0.0
     if sampled:
-        working = _working(home, fields) if alone else sum(_working(t, _stat(t)) for t in _threads(pid, proc))
+        threads = ((thread, _stat(thread)) for thread in _threads(pid, proc)) if not alone else ((home, fields),)
+        working = sum(_working(folder, stat, counts=counts) for folder, stat in threads)
     return _Process(pid, int(fields[19]), own / _TICKS, waited / _TICKS, rss, working)
 
 
@@ -290,12 +302,18 @@ def _resident(folder: str) -> int:
     return int(memory[1]) * _PAGE if memory else 0
 
 
-def _working(folder: str, fields: list[bytes]) -> float:
+def _working(folder: str, fields: list[bytes], *, counts: bool) -> float:
     """How much of a core a thread has at this moment: none if it sleeps, else the part of its time that it ran."""
     if not fields or fields[0] != b"R":
         return 0.0
-    ran, waited = ([int(word) for word in _read(f"{folder}/schedstat").split()] + [0, 0])[:2]
-    return ran / (ran + waited) if ran and waited else 1.0
+    told = [int(word) for word in _read(f"{folder}/schedstat").split()]
+    if len(told) < 3 or not counts:
+        return 1.0
+    ran, waited, slices = told
+    if not slices:  # forked and not yet run
+        return 0.0
+    # Until its first slice ends or the scheduler's tick comes, no time is told: it runs now.
+    return ran / (ran + waited) if ran else 1.0
 
 
 def _share(process: _Process, proc: str) -> int:

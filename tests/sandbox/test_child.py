@@ -122,7 +122,6 @@ def test_a_refused_step_means_that_no_sandbox_can_be_had(kind, refuse, forked_zy
     assert 1 == len(forked_zygotes)
 
 
-@pytest.mark.xfail(reason="a hard limit below ours makes setrlimit a ValueError, which is no StepFailed")
 def test_a_hard_limit_below_ours_is_kept(in_child, who, project):
     # CIS benchmarks ask for `* hard core 0`: RLIMIT_CORE can then not be set to 1.
     blueprint = compiled(who, project)

@@ -69,7 +69,6 @@ def test_every_signal_gets_its_default_and_none_is_blocked(in_child):
     assert ({signal.SIG_DFL}, set()) == in_child(act)
 
 
-@pytest.mark.xfail(reason="setrlimit is a ValueError where the hard limit is lower, and the operation gets no sandbox")
 def test_a_lower_hard_limit_stays(in_child):
     def act():
         rlimits.default_signals()

@@ -70,8 +70,10 @@ def _prepare(foundation: wire.Foundation) -> child.Inheritance:
 
 
 def _go_first(proc_fd: int) -> None:
-    """Where the machine runs out of memory, we and our children end before what the user runs. Never lowered:
-    that takes CAP_SYS_RESOURCE (proc(5)), and a container may have given us 1000."""
+    """Where the machine runs out of memory, we and our children end before what the user runs.
+
+    Never lowered: that takes CAP_SYS_RESOURCE (proc(5)), and a container may have given us 1000.
+    """
     fd = os.open("self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC, dir_fd=proc_fd)
     try:
         if int(os.read(fd, 16)) < OOM_SCORE_ADJ:
