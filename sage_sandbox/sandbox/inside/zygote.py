@@ -62,6 +62,8 @@ def _prepare(foundation: wire.Foundation) -> child.Inheritance:
     sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
     sc.seccomp_filter(foundation.seccomp[0])
     sys.path[:] = [path for path in sys.path if path.startswith(sys.base_prefix)] + list(foundation.packages)
+    # What an operation sees of how it was started: nothing of the host's folders.
+    sys.argv[:] = sys.orig_argv[:] = ["operation"]
     programs.settle_memory()
     # Often enough that the interpreter has specialized this code (PEP 659): each child would do it again, page by page.
     for _ in range(_REHEARSALS):
