@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import subprocess
+import termios
 from textwrap import dedent
 
 import pytest
@@ -172,13 +173,13 @@ def test_the_users_terminal_is_raw_only_while_it_lasts(monkeypatch):
     kept = os.dup(0)
     os.dup2(end, 0)
     try:
-        before = terminal.termios.tcgetattr(0)
+        before = termios.tcgetattr(0)
         with terminal.own_terminal() as (theirs, ours):
-            assert before != terminal.termios.tcgetattr(0)
+            assert before != termios.tcgetattr(0)
             assert os.isatty(theirs)
             assert os.get_blocking(theirs)
             assert not os.get_blocking(ours)
-        assert before == terminal.termios.tcgetattr(0)
+        assert before == termios.tcgetattr(0)
     finally:
         os.dup2(kept, 0)
         for fd in (controller, end, kept):

@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import coverage
+from coverage.files import canonical_filename
 
 import sage_sandbox
+from sage_sandbox.sandbox.inside import wire
 
 PATIENCE_S: Final = 30.0
 _MESSAGE_MAX: Final = 1 << 18
@@ -202,6 +204,9 @@ def _prepare_measurement() -> None:
             made.stop()
             made.get_data().dumps()
             made.erase()
+        # It asks for a file's real path, and in a sandbox /tmp is a link to somewhere else (`steps.foundation`).
+        for path in Path(_SOURCE).parent.rglob("*.py"):
+            canonical_filename(str(path))
 
 
 def merge_coverage() -> None:
@@ -213,6 +218,6 @@ def merge_coverage() -> None:
     for message in _shipped:
         one = coverage.CoverageData(no_disk=True)
         one.loads(message)
-        together.update(one)
+        together.update(one, map_path=lambda path: path.removeprefix(wire.BOX))
     running.get_data().update(together)
     _shipped.clear()
