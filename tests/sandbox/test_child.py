@@ -277,6 +277,16 @@ def _mount_is_allowed(who, project, plan):
     sc.umount2 = lambda _target, _flags: None
 
 
+def _mount_fails_for_another_reason(who, project, plan):
+    # EINVAL from what a filter should have refused: it got as far as the kernel's own code.
+    climbed(inherit(who, project), without(plan, wire.SelfCheck))
+
+    def fail(_target, _flags):
+        raise OSError(errno.EINVAL, "umount2")
+
+    sc.umount2 = fail
+
+
 def _user_namespaces_can_be_made(who, project, plan):
     climbed(inherit(who, project), without(plan, wire.Seccomp, wire.SelfCheck))
 
@@ -290,6 +300,7 @@ def _user_namespaces_can_be_made(who, project, plan):
         ("not dumpable", _it_is_dumpable),
         ("no foreign descriptor", _a_descriptor_is_left),
         ("mount is refused", _mount_is_allowed),
+        ("mount is refused", _mount_fails_for_another_reason),
         ("no new user namespace", _user_namespaces_can_be_made),
     ],
 )

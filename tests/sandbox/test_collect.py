@@ -17,7 +17,7 @@ import pytest
 from sage_sandbox.policy import ARTIFACT_DEPTH_MAX, ARTIFACT_FILES_MAX, ARTIFACTS_MAX, Policy
 from sage_sandbox.sandbox import collect
 from sage_sandbox.sandbox.collect import Uncollectable, commit, find_artifacts, plan_commit, take_artifacts
-from sage_sandbox.sandbox.inside import syscalls
+from sage_sandbox.sandbox.inside import entry, syscalls
 from sage_sandbox.sandbox.job import Job
 from sage_sandbox.sandbox.steps import Stage
 
@@ -428,6 +428,28 @@ def test_a_folder_that_holds_a_protected_name_cannot_be_deleted(held, how, bench
     with pytest.raises(Uncollectable, match=rf"removed 'folder', which holds '{path.name}', a protected name"):
         bench.commit()
     assert before == bench.tree()
+
+
+@pytest.mark.usefixtures("_namespaces")
+def test_a_folder_that_holds_another_file_system_cannot_be_deleted(bench, in_child, who):
+    mounted = bench.target / "folder/mounted"
+    mounted.mkdir(parents=True)
+    whiteout(bench.upper / "folder")
+
+    def mount_and_commit():
+        if not who.privileged:
+            entry.enter_user_namespace()
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.mount("none", str(mounted), "tmpfs")
+        try:
+            bench.commit()
+        except Uncollectable as error:
+            return error.message
+        return None
+
+    assert "removed 'folder', which holds another file system" == in_child(mount_and_commit)
+    assert mounted.is_dir()
 
 
 def test_a_protected_name_itself_cannot_be_deleted(bench):

@@ -158,6 +158,15 @@ def test_writing_through_is_direct_and_still_covers_hidden_names(inside, project
     assert "secret" == (project / ".env").read_text()
 
 
+def test_a_hidden_name_that_is_a_link_shows_what_its_target_does(inside, project):
+    (project / "server.pem").write_text("secret")
+    (project / ".env").symlink_to("server.pem")
+    (project / "id_rsa").symlink_to("notes.txt")
+    seen = inside(Policy(write_through=(str(project),)), lambda: [attempt(read, ".env"), attempt(read, "id_rsa")])
+
+    assert ["EACCES", "of the project"] == seen
+
+
 def test_a_single_file_to_read_is_there_alone(inside, project):
     (project / "other").write_text("")
     path = str(project / "notes.txt")
@@ -233,6 +242,19 @@ def test_a_granted_path_through_a_link_is_refused(attached, project):
     with pytest.raises(OSError, match="openat2") as caught:
         attached(Policy(read=(str(project / "notes.txt"),)), lambda step: step._replace(path=str(project / "link")))
     assert errno.ELOOP == caught.value.errno
+
+
+def test_nothing_is_made_in_a_granted_folder_for_a_grant_within_it(attached, project):
+    (project / ".env").write_text("secret")
+    (project / "inner").mkdir()
+
+    def hide(step):
+        # As if it had come after the first grant was shown.
+        return step._replace(masks=(*step.masks, ("inner", None))) if step.path == str(project) else step
+
+    with pytest.raises(FileNotFoundError, match="openat2"):
+        attached(Policy(read=(str(project), str(project / "inner"))), hide)
+    assert [] == os.listdir(project / "inner")
 
 
 def test_a_mount_that_cannot_be_made_read_only_is_refused(attached, project, monkeypatch):

@@ -208,6 +208,15 @@ def test_the_same_cgroups_serve_one_operation_after_the_other(supervisor, call, 
     assert len(names) <= 2
 
 
+def test_less_memory_than_a_sandbox_takes_is_rejected(supervisor, call):
+    outcome = call(limits=Limits(memory=module.MEMORY_LEAST - 1))
+
+    assert ("rejected", "limit") == (outcome.status, outcome.reason)
+    assert "a sandbox takes 16 MiB" in outcome.error
+    assert "--limit memory=16M" == outcome.hint
+    assert supervisor._zygote is None
+
+
 def test_a_grant_that_vanished_is_denied(supervisor, call, tmp_path):
     outcome = call(policy=Policy(read=(str(tmp_path / "gone"),)))
 
