@@ -338,3 +338,15 @@ def test_a_user_enters_a_namespace_of_its_own_and_starts_anew(in_child, monkeypa
     assert before[0] != after[0]
     assert before[1:] == after[1:]
     assert capabilities[0] == capabilities[1] == capabilities[2] != 0
+
+
+def test_who_is_to_end_first_already_stays_so(in_child):
+    def act():
+        proc = os.open("/proc", os.O_PATH)
+        with open("/proc/self/oom_score_adj", "r+", encoding="ascii") as file:
+            file.write("1000")
+        zygote._go_first(proc)
+        with open("/proc/self/oom_score_adj", encoding="ascii") as file:
+            return int(file.read())
+
+    assert 1000 == in_child(act)
