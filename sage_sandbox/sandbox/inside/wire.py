@@ -143,7 +143,7 @@ class Descriptors(NamedTuple):
 
 
 class Defaults(NamedTuple):
-    """umask 077 and every signal to its default."""
+    """umask 077. Signals are at their defaults since the zygote set them (see `rlimits.default_signals`)."""
 
 
 class Rlimits(NamedTuple):
