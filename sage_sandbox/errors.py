@@ -7,6 +7,12 @@ SageError                      something ended the command; ``exit_code`` says w
 ├── NotGranted         (15)    something asked for is not allowed: ``missing``
 ├── ReferenceMissing    (1)    a ``${…}`` cannot be filled in: the operation is rejected before it starts
 ├── WorkerLost          (1)    a slot's process died under an operation: ``slot``
+├── NoSuchRun          (10)    no run of that name has left anything
+├── Locked             (11)    another process is at work there: ``owner``
+├── WrongKey           (12)    sealed with a key that is not here; nothing was touched
+├── StateCorrupted     (13)    a file of the state is damaged, rolled back or somebody else's: ``path``
+├── StateTooNew         (2)    a later version wrote it
+├── StateUnwritable     (1)    the disk, the folder or the file system refuses it: ``path``
 └── Interrupted       (130)    the user ended it
 
 What an operation itself did wrong is never an exception out here: it is an Outcome.
@@ -29,6 +35,10 @@ class ExitCode(IntEnum):
     FAILED = 1
     USAGE = 2
     PAUSED = 3
+    NO_SUCH_RUN = 10
+    LOCKED = 11
+    WRONG_KEY = 12
+    STATE_CORRUPTED = 13
     SANDBOX_UNAVAILABLE = 14
     NOT_GRANTED = 15
     TIMEOUT = 124
@@ -122,6 +132,58 @@ class WorkerLost(SageError):
         self.message = message
         self.hint = hint
         self.slot = slot
+
+
+class NoSuchRun(SageError):
+    """Nothing is known of a run of that name in this project."""
+
+    exit_code = ExitCode.NO_SUCH_RUN
+
+
+class Locked(SageError):
+    """Another process holds the lock; ``owner`` is what it says of itself, for people only."""
+
+    exit_code = ExitCode.LOCKED
+
+    def __init__(self, message: str, hint: str = "", owner: str = "") -> None:
+        Exception.__init__(self, message, hint, owner)
+        self.message = message
+        self.hint = hint
+        self.owner = owner
+
+
+class WrongKey(SageError):
+    """The key that sealed it is not among the user's; nothing was touched."""
+
+    exit_code = ExitCode.WRONG_KEY
+
+
+class StateCorrupted(SageError):
+    """A file of the state is not what was written there: ``path`` names it."""
+
+    exit_code = ExitCode.STATE_CORRUPTED
+
+    def __init__(self, message: str, hint: str = "", path: str = "") -> None:
+        Exception.__init__(self, message, hint, path)
+        self.message = message
+        self.hint = hint
+        self.path = path
+
+
+class StateTooNew(SageError):
+    """A later version of this program wrote it."""
+
+    exit_code = ExitCode.USAGE
+
+
+class StateUnwritable(SageError):
+    """State cannot be kept at ``path``: the disk is full, the folder read-only, the file system without locks."""
+
+    def __init__(self, message: str, hint: str = "", path: str = "") -> None:
+        Exception.__init__(self, message, hint, path)
+        self.message = message
+        self.hint = hint
+        self.path = path
 
 
 class Interrupted(SageError):
