@@ -5,30 +5,28 @@ from __future__ import annotations
 import errno
 import json
 import os
-import pwd
-import stat
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from sage_sandbox.errors import NotGranted, UsageError
+from sage_sandbox.disk.files import Folder, Untrusted
+from sage_sandbox.disk.locking import acquire
+from sage_sandbox.disk.places import user_config
+from sage_sandbox.errors import Locked, NotGranted, StateUnwritable, UsageError
 from sage_sandbox.grants.asks import all_asks
 from sage_sandbox.grants.resolving import PATH_KINDS
 from sage_sandbox.policy import UNAVAILABLE_KINDS, Grant, parse_grant
 from sage_sandbox.workflow.definition import Workflow
 
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
-
 FILE_NAME: Final = "grants.json"
+LOCK_NAME: Final = "grants.lock"
 FORMAT: Final = 1
 SIZE_MAX: Final = 4 << 20
 DIGESTS_KEPT: Final = 8
 """How many versions of one template a project keeps allowed: enough for the branches somebody switches between."""
 LOCK_WAIT_S: Final = 10.0
-_TEMPORARY: Final = "grants.json.tmp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +58,10 @@ class Memory:
     @classmethod
     def of_user(cls, environ: Mapping[str, str] | None = None) -> Memory:
         """In ``$XDG_CONFIG_HOME``, else ``~/.config``; home from HOME, else from the password database."""
-        environ = os.environ if environ is None else environ
-        base = environ.get("XDG_CONFIG_HOME", "")
-        if Path(base).is_absolute():  # the specification has relative ones ignored
-            return cls(Path(base, "sage-sandbox"))
-        home = environ.get("HOME", "")
-        if not Path(home).is_absolute():
-            try:
-                home = pwd.getpwuid(os.getuid()).pw_dir
-            except KeyError:
-                return cls(None)
-        return cls(Path(home, ".config", "sage-sandbox"))
+        try:
+            return cls(user_config(environ))
+        except UsageError:
+            return cls(None)
 
     def recall(self, workflow: Workflow, project: Path) -> tuple[Grant, ...]:
         """What was allowed for exactly this template in exactly this project, resolved as it was then."""
@@ -100,10 +91,16 @@ class Memory:
         """
         if self.folder is None or self.forgets(workflow):
             raise OSError(errno.ENOENT, self.forgets(workflow))
-        texts = tuple(str(grant) for grant in grants if not grant.forced)
-        _make_folder(self.folder)
-        with _locked(self.folder):
-            self._save(_added(self._load(), _record(workflow, project, texts)))
+        new = _record(workflow, project, tuple(str(grant) for grant in grants if not grant.forced))
+        try:
+            with Folder.open(self.folder, make=True) as folder, acquire(folder, LOCK_NAME, wait_s=LOCK_WAIT_S):
+                _save(folder, _added(self._load(), new))
+        except Untrusted as error:
+            raise _unusable(self.folder / FILE_NAME, error) from error
+        except Locked as error:
+            raise OSError(errno.EAGAIN, f"another process holds {self.folder / LOCK_NAME} ({error.owner})") from error
+        except StateUnwritable as error:
+            raise OSError(errno.EIO, error.message) from error
 
     def _find(self, workflow: Workflow, project: Path) -> Record | None:
         if not workflow.digest:
@@ -117,18 +114,10 @@ class Memory:
             return ()
         path = self.folder / FILE_NAME
         try:
-            data = _read_own_file(path)
+            data = _read(path)
             return _decode(data) if data is not None else ()
-        except (OSError, ValueError, RecursionError) as error:
-            message = f"the remembered grants in {path} cannot be used: {_reason(error)}"
-            raise NotGranted(message, "mend the file, or remove it and answer again") from error
-
-    def _save(self, records: Sequence[Record]) -> None:
-        assert self.folder is not None
-        data = json.dumps({"version": FORMAT, "records": [asdict(record) for record in records]}, indent=1).encode()
-        if len(data) > SIZE_MAX:
-            raise OSError(errno.EFBIG, "too much is remembered already")
-        _replace(self.folder, data)
+        except (OSError, ValueError, RecursionError, Untrusted) as error:
+            raise _unusable(path, error) from error
 
 
 def _record(workflow: Workflow, project: Path, grants: tuple[str, ...]) -> Record:
@@ -146,6 +135,16 @@ def _added(records: Sequence[Record], new: Record) -> list[Record]:
     versions = [record for record in others if (record.project, record.template) == (new.project, new.template)]
     dropped = versions[: max(len(versions) - DIGESTS_KEPT + 1, 0)]
     return [*(record for record in others if record not in dropped), new]
+
+
+def _save(folder: Folder, records: Sequence[Record]) -> None:
+    """Put the records in place, whole or not at all; the lock is held."""
+    data = json.dumps({"version": FORMAT, "records": [asdict(record) for record in records]}, indent=1).encode()
+    if len(data) > SIZE_MAX:
+        raise OSError(errno.EFBIG, "too much is remembered already")
+    folder.sweep(f"{FILE_NAME}.")
+    folder.write_new(FILE_NAME, data)
+    folder.sync()
 
 
 def _decode(data: bytes) -> tuple[Record, ...]:
@@ -194,75 +193,19 @@ def _check_remembered(text: str) -> None:
         raise ValueError(f"{text!r} is not a grant that is ever remembered")
 
 
-def _read_own_file(path: Path) -> bytes | None:
+def _read(path: Path) -> bytes | None:
     """The file's bytes; None if there is none, or no folder that we may look into."""
     try:
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        folder = Folder.open(path.parent)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None  # HOME is /dev/null, /nonexistent or somebody else's: then nothing was ever remembered there
-    try:
-        _check_own(os.fstat(folder), "its folder")
-        return _read_at(folder, path.name)
-    except FileNotFoundError:
-        return None
-    finally:
-        os.close(folder)
+    with folder, suppress(FileNotFoundError):
+        return folder.read(path.name, SIZE_MAX)
+    return None
 
 
-def _read_at(folder: int, name: str) -> bytes:
-    # NONBLOCK: a FIFO in its place must not hang us.
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with os.fdopen(os.open(name, flags, dir_fd=folder), "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError("it is not a regular file")
-        _check_own(found, "it")
-        data = file.read(SIZE_MAX + 1)
-    if len(data) > SIZE_MAX:
-        raise ValueError("it is too large")
-    return data
-
-
-def _check_own(found: os.stat_result, what: str) -> None:
-    if found.st_uid != os.geteuid():
-        raise ValueError(f"{what} belongs to another user")
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ValueError(f"others may write to {what}: chmod go-w")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno == errno.ELOOP:
-        return "it is a symbolic link"
-    return os.strerror(error.errno or 0).lower() if isinstance(error, OSError) else str(error)
-
-
-def _make_folder(folder: Path) -> None:
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
-
-
-def _locked(folder: Path) -> BaseFileLock:
-    from filelock import FileLock  # only an answer to be remembered needs it
-
-    return FileLock(folder / "grants.lock", LOCK_WAIT_S, 0o600, fallback_to_soft=False, preserve_lock_file=True)
-
-
-def _replace(folder: Path, data: bytes) -> None:
-    """Put the bytes in place whole or not at all; the lock is held."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        _write_new(descriptor, _TEMPORARY, data)
-        os.rename(_TEMPORARY, FILE_NAME, src_dir_fd=descriptor, dst_dir_fd=descriptor)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_new(folder: int, name: str, data: bytes) -> None:
-    with suppress(FileNotFoundError):
-        os.unlink(name, dir_fd=folder)  # of a process that was killed here
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(name, flags, 0o600, dir_fd=folder), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _unusable(path: Path, error: Exception) -> NotGranted:
+    reason = os.strerror(error.errno or 0).lower() if isinstance(error, OSError) else str(error)
+    hint = error.hint if isinstance(error, Untrusted) else ""
+    message = f"the remembered grants in {path} cannot be used: {reason}"
+    return NotGranted(message, hint or "mend the file, or remove it and answer again")

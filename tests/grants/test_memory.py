@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import pwd
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from sage_sandbox.disk.files import Folder
 from sage_sandbox.errors import NotGranted
 from sage_sandbox.grants import memory as memory_module
 from sage_sandbox.grants.memory import DIGESTS_KEPT, Change, Memory
@@ -167,12 +169,13 @@ class TestTheFile:
     def test_what_a_killed_process_left_is_swept(
         self, memory: Memory, stored: Path, project: Path, make_workflow: Make
     ) -> None:
-        stored.with_suffix(".json.tmp").symlink_to("/etc/passwd")
+        left = stored.with_name("grants.json.0badf00d.tmp")
+        left.write_text("half of i")
 
         memory.remember(make_workflow(digest="d2"), project, [SRC])
 
         assert (SRC,) == memory.recall(make_workflow(digest="d2"), project)
-        assert not stored.with_suffix(".json.tmp").is_symlink()
+        assert not left.exists()
 
     def test_a_failed_write_leaves_the_old_file(
         self, memory: Memory, stored: Path, project: Path, make_workflow: Make, monkeypatch: pytest.MonkeyPatch
@@ -216,6 +219,27 @@ class TestTheFile:
         monkeypatch.setattr(memory_module, "LOCK_WAIT_S", 0.01)
         with FileLock(stored.with_name("grants.lock")), pytest.raises(OSError, match=r"grants\.lock"):
             memory.remember(make_workflow(digest="d2"), project, [SRC])
+
+    def test_a_file_system_without_locks_is_said(
+        self, memory: Memory, stored: Path, project: Path, make_workflow: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise OSError(errno.ENOLCK, "no locks available")
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+
+        with pytest.raises(OSError, match="has no locks"):
+            memory.remember(make_workflow(digest="d2"), project, [SRC])
+
+    def test_nothing_is_added_in_a_folder_that_others_may_write(
+        self, memory: Memory, stored: Path, project: Path, make_workflow: Make
+    ) -> None:
+        stored.parent.chmod(0o770)
+
+        with pytest.raises(NotGranted, match="others may write to it") as caught:
+            memory.remember(make_workflow(digest="d2"), project, [SRC])
+
+        assert caught.value.hint == f"chmod go-w {stored.parent}"
 
 
 class TestDamage:
@@ -274,7 +298,7 @@ class TestDamage:
     ) -> None:
         monkeypatch.setattr(memory_module, "SIZE_MAX", 10)
 
-        with pytest.raises(NotGranted, match="too large"):
+        with pytest.raises(NotGranted, match="is larger than 10 bytes"):
             memory.recall(make_workflow(), project)
 
     @pytest.mark.parametrize(("reason", "mode"), [("others may write to it", 0o620), ("others may write to it", 0o602)])
@@ -291,7 +315,7 @@ class TestDamage:
     ) -> None:
         stored.parent.chmod(0o770)
 
-        with pytest.raises(NotGranted, match="others may write to its folder"):
+        with pytest.raises(NotGranted, match=f"{stored.parent}: others may write to it"):
             memory.recall(make_workflow(), project)
 
     def test_a_file_of_another_user_is_not_trusted(
@@ -306,7 +330,7 @@ class TestDamage:
         stored.rename(stored.with_name("elsewhere"))
         stored.symlink_to("elsewhere")
 
-        with pytest.raises(NotGranted, match="it is a symbolic link"):
+        with pytest.raises(NotGranted, match="is a symbolic link"):
             memory.recall(make_workflow(), project)
 
     def test_a_fifo_does_not_hang(self, memory: Memory, stored: Path, project: Path, make_workflow: Make) -> None:
@@ -322,7 +346,7 @@ class TestDamage:
         def refuse(*_: object) -> bytes:
             raise PermissionError(errno.EACCES, "whatever")
 
-        monkeypatch.setattr(memory_module, "_read_at", refuse)
+        monkeypatch.setattr(Folder, "read", refuse)
 
         with pytest.raises(NotGranted, match="permission denied"):
             memory.recall(make_workflow(), project)
