@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -10,16 +11,20 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.graphs import NOTHING
+from sage_sandbox.disk.places import project_place
 from sage_sandbox.dispatch.dispatcher import Dispatcher
 from sage_sandbox.dispatch.reports import Finished, Lost, Returned, Started, Withheld
 from sage_sandbox.document import RunResult
 from sage_sandbox.events import Event, OperationSettled, OperationStarted
+from sage_sandbox.journal import Journal, utc_now
 from sage_sandbox.operations.base import Task
 from sage_sandbox.outcome import Outcome
 from sage_sandbox.policy import Policy
 from sage_sandbox.runner import Runner
 from sage_sandbox.sandbox.job import Job
 from sage_sandbox.sandbox.supervisor import Supervisor
+from sage_sandbox.store.opening import open_keys
+from sage_sandbox.store.records import Definition
 from sage_sandbox.workflow.definition import Workflow
 
 _ASLEEP: Final = "import time\ndef run():\n    time.sleep(60)\n"
@@ -134,6 +139,41 @@ def run(
     if result.status != "completed":
         raise RuntimeError(f"the run ended as {result.status}: {result.errors[:1]}")
     return result
+
+
+class Saved:
+    """A project with a user of its own, whose runs are saved: encrypted, committed phase by phase, as the runner does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.project = str((folder / "project").resolve())
+        self.environ = {"HOME": str((folder / "home").resolve())}
+        for path in (self.project, self.environ["HOME"]):
+            Path(path).mkdir()
+
+    def open(self) -> Journal:
+        """The journal of the next run; what the one before left is put aside when it begins."""
+        place = project_place(Path(self.project), self.environ)
+        keys = open_keys(self.environ, place)
+        journal, _ = Journal.open(Path(self.project), place, "benchmark", keys)
+        return journal
+
+    def run(self, workflow: Workflow, slots: KeptOpen) -> RunResult:
+        """Run a workflow on warm slots, to success, everything that a real run writes included."""
+        journal = self.open()
+        journal.begin(definition(workflow), workflow)
+        runner = Runner(workflow, feature="benchmark", project=self.project, dispatcher=slots, environ=self.environ)
+        runner.saved_by(journal)
+        result = runner.run()
+        shutil.rmtree(Path(self.project, ".sage", "state", "aside"), ignore_errors=True)
+        if result.status != "completed":
+            raise RuntimeError(f"the run ended as {result.status}: {result.errors[:1]}")
+        return result
+
+
+def definition(workflow: Workflow, text: str = "", source: str = "") -> Definition:
+    """What a run of a workflow goes by."""
+    ids = tuple(phase.id for phase in workflow.phases)
+    return Definition(1, workflow.name, "json", source, workflow.digest, text, ids, utc_now())
 
 
 def cli_argv(*arguments: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""From a template's name to a run: read, approved, planned and started, with as little waiting as can be had."""
+"""From a template's name, or a run that stopped, to a run: read, approved, locked and started without needless waiting."""
 
 from __future__ import annotations
 
@@ -6,20 +6,25 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sage_sandbox.errors import UsageError
+from sage_sandbox.errors import NoSuchRun, UsageError
 from sage_sandbox.policy import Grant, parse_duration, parse_grant
 from sage_sandbox.runner import FEATURE, Runner, parallel_limit, warm
-from sage_sandbox.workflow.definition import AskedLimits, Workflow
+from sage_sandbox.workflow.definition import AskedLimits, Template, Workflow
 
 if TYPE_CHECKING:
     from sage_sandbox.document import RunResult
     from sage_sandbox.events import Observer
     from sage_sandbox.grants.asking import Asker
+    from sage_sandbox.grants.review import Review
+    from sage_sandbox.journal import Journal, Kept
+    from sage_sandbox.store.reading import Found
+    from sage_sandbox.store.records import Checkpoint, Definition
 
 FEATURE_MAX: Final = 64
 REQUIREMENTS: Final = ("memory=cgroup",)
@@ -27,11 +32,46 @@ REQUIREMENTS: Final = ("memory=cgroup",)
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A run that is ready: its workers are starting. ``notices`` are for the user to read. `Runner.run` ends it all."""
+    """A run that is ready: its workers are starting. ``notices`` are for the user to read. `Runner.run` ends it all.
+
+    ``kept`` says what a resume does not repeat; None where nothing ran before.
+    """
 
     workflow: Workflow
     runner: Runner
     notices: tuple[str, ...] = ()
+    kept: Kept | None = None
+    journal: Journal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How a run is to run, whatever it is: what `run` and `resume` have in common.
+
+    ``environ`` is where keys and the values of granted names are read. ``ask_passphrase`` is asked where no key can be
+    kept; ``ask`` for grants that are missing.
+    """
+
+    project: Path
+    allow: tuple[Grant, ...] = ()
+    parallel: int | None = None
+    sequential: bool = False
+    timeout_s: float | None = None
+    require: frozenset[str] = frozenset()
+    observers: tuple[Observer, ...] = ()
+    ask: Asker | None = None
+    ask_passphrase: Callable[[], str] | None = None
+    environ: Mapping[str, str] | None = None
+
+    @property
+    def slots(self) -> int:
+        """How many operations at once."""
+        return 1 if self.sequential else self.parallel or parallel_limit(self.env)
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        """The environment that was given, else this process's."""
+        return os.environ if self.environ is None else self.environ
 
 
 def run(
@@ -47,88 +87,493 @@ def run(
     timeout: float | str | None = None,
     require: Iterable[str] = (),
     observers: Iterable[Observer] = (),
+    state: bool = True,
+    restart: bool = False,
 ) -> RunResult:
     """Run a template (a path, or a name in the project's ``.sage/templates``) and wait for how it ends.
 
     ``allow`` and ``limits`` read as on the command line: ``["read:src"]``, ``["memory=1G"]``. Nobody is asked: what is
     neither allowed here nor remembered raises NotGranted. ``timeout`` is a number of milliseconds, or ``"10m"``. What
-    an operation did wrong is in the result, not raised.
+    an operation did wrong is in the result, not raised. Every phase that ends is saved, unless ``state`` is false;
+    ``restart`` puts aside what an unfinished run of the feature left.
     """
-    return prepare(
-        template,
-        feature,
-        project=project,
-        params=params,
-        allow=allow,
-        limits=limits,
-        parallel=parallel,
-        sequential=sequential,
-        timeout_s=None if timeout is None else _seconds(timeout),
-        require=require,
-        observers=observers,
-    ).runner.run()
+    how = _how(project, allow, parallel, sequential, timeout, require, observers)
+    return prepare(template, feature, how, params=params, limits=limits, state=state, restart=restart).runner.run()
+
+
+def resume(
+    feature: str,
+    *,
+    project: str | os.PathLike[str] = ".",
+    from_phase: str | None = None,
+    update: bool = False,
+    allow: Iterable[str | Grant] = (),
+    parallel: int | None = None,
+    sequential: bool = False,
+    timeout: float | str | None = None,
+    require: Iterable[str] = (),
+    observers: Iterable[Observer] = (),
+) -> RunResult:
+    """Go on with a run that was stopped or killed, and wait for how it ends. Raises NoSuchRun, Locked, StateCorrupted.
+
+    ``from_phase`` runs that phase again and all that follow from it; ``update`` takes the template as it is now.
+    """
+    how = _how(project, allow, parallel, sequential, timeout, require, observers)
+    return prepare_resume(feature, how, from_phase=from_phase, update=update).runner.run()
 
 
 def prepare(
     template: str | os.PathLike[str],
-    feature: str | None = None,
+    feature: str | None,
+    how: How,
     *,
-    project: str | os.PathLike[str] = ".",
     params: Mapping[str, Any] | None = None,
-    allow: Iterable[str | Grant] = (),
     limits: Iterable[str] | AskedLimits = (),
-    parallel: int | None = None,
-    sequential: bool = False,
-    timeout_s: float | None = None,
-    require: Iterable[str] = (),
-    observers: Iterable[Observer] = (),
-    ask: Asker | None = None,
+    state: bool = True,
+    restart: bool = False,
+    digest: str = "",
 ) -> Prepared:
-    """Get a run ready up to its first operation: as `run`, but ``ask`` may be asked for what is missing."""
-    grants = tuple(parse_grant(grant) if isinstance(grant, str) else grant for grant in allow)
-    requirements = frozenset(require)
-    if unknown := requirements - set(REQUIREMENTS):
-        raise UsageError(f"{min(unknown)!r} is nothing that can be required", f"one of {', '.join(REQUIREMENTS)}")
+    """Get a run ready up to its first operation: as `run`, but ``how`` may name somebody to ask.
+
+    ``digest``, if given, is what the template's must be.
+    """
+    _check(how)
     if feature is not None:
         check_feature(feature)
-    slots = 1 if sequential else parallel or parallel_limit(os.environ)
-    root = Path(os.path.realpath(project))
-    # Workers first: they start while pydantic is loaded and the template is read.
-    dispatcher = warm(str(root), parallel=slots)
-    try:
-        from sage_sandbox.grants.approval import approve
-        from sage_sandbox.grants.limits import machine_ceilings, parse_limit_options, workflow_limits
-        from sage_sandbox.grants.memory import Memory
+    with _warmed(how) as start:
         from sage_sandbox.workflow.loading import load
         from sage_sandbox.workflow.parameters import resolve_params
         from sage_sandbox.workflow.templates import find
 
-        workflow = load(find(os.fspath(template), root))
+        workflow = load(find(os.fspath(template), how.project))
+        _same_template(workflow, digest)
         feature = feature or slug(workflow.name)
-        artifacts = _artifacts_root(root, feature)
-        values = resolve_params(workflow, _typed(params or {}))
-        overrides = limits if isinstance(limits, AskedLimits) else parse_limit_options(limits)
-        settled = workflow_limits(workflow, overrides, machine_ceilings())
-        review = approve(workflow, grants, root, memory=Memory.of_user(), ask=ask)
-        runner = Runner(
+        journal, notice = _open_journal(how, feature) if state else (None, "")
+        with _closing(journal):
+            if journal is not None and not restart:
+                _refuse_unfinished(journal)
+            values = resolve_params(workflow, _typed(params or {}))
+            overrides = _overrides(limits)
+            review = _approve(workflow, how.allow, how)
+            runner = start(workflow, feature, values, overrides, review, how.timeout_s)
+            if journal is not None:
+                journal.begin(_definition(1, workflow, values, overrides, review, how.timeout_s, how.env), workflow)
+                runner.saved_by(journal)
+            return Prepared(workflow, runner, _said(notice, *review.notices), journal=journal)
+
+
+def prepare_resume(
+    feature: str, how: How, *, from_phase: str | None = None, update: bool = False, digest: str = ""
+) -> Prepared:
+    """Get a run ready to go on: as `resume`, but ``how`` may name somebody to ask; ``digest`` as for `prepare`."""
+    _check(how)
+    check_feature(feature)
+    with _warmed(how) as start:
+        from sage_sandbox.journal import weigh
+        from sage_sandbox.workflow.loading import load
+        from sage_sandbox.workflow.parameters import resolve_params
+
+        _require_state(how.project, feature)
+        journal, notice = _open_journal(how, feature)
+        with _closing(journal):
+            found = journal.read()
+            stored = _stored_workflow(found.definition)
+            workflow = load(found.definition.source) if update else stored
+            _same_template(workflow, digest)
+            changed = () if update else _changes(found.definition)
+            dropped = _dropped(found, stored, workflow, from_phase)
+            definition = found.definition
+            values = (
+                resolve_params(workflow, _typed(_known(definition.params, workflow))) if update else definition.params
+            )
+            review = _approve(workflow, _allowed(definition, how), how)
+            overrides = AskedLimits(**dict(definition.limits))
+            timeout_s = definition.timeout_s if how.timeout_s is None else how.timeout_s
+            kept = weigh(found, workflow, [checkpoint.phase for checkpoint in dropped])
+            runner = start(workflow, feature, values, overrides, review, timeout_s, kept)
+            number = max(definition.number, found.state.definition) + 1
+            fresh = _definition(number, workflow, values, overrides, review, timeout_s, how.env) if update else None
+            journal.go_on(found, workflow, dropped, fresh)
+            runner.saved_by(journal)
+            return Prepared(workflow, runner, _said(notice, *_repairs(found), *changed, *review.notices), kept, journal)
+
+
+# -- in a process of its own ---------------------------------------------------------------------------------------
+
+
+def run_request(
+    template: str | os.PathLike[str],
+    feature: str | None,
+    how: How,
+    *,
+    params: Mapping[str, Any] | None = None,
+    limits: Iterable[str] | AskedLimits = (),
+    restart: bool = False,
+) -> dict[str, Any]:
+    """Settle everything that may be asked or refused; what `run_detached` needs to do the rest elsewhere, as JSON.
+
+    It holds keys and the values of granted environment names: it is for a pipe, not for a command line.
+    """
+    from sage_sandbox.workflow.loading import load
+    from sage_sandbox.workflow.parameters import resolve_params
+    from sage_sandbox.workflow.templates import find
+
+    _check(how)
+    path = find(os.fspath(template), how.project)
+    workflow = load(path)
+    feature = feature or slug(workflow.name)
+    check_feature(feature)
+    how, passphrase = _remembering_passphrase(how)
+    journal, _ = _open_journal(how, feature)
+    with _closing(journal):
+        if not restart:
+            _refuse_unfinished(journal)
+        typed = _typed(params or {})
+        resolve_params(workflow, typed)
+        review = _approve(workflow, how.allow, how)
+    journal.close()
+    return {
+        **_request(how, feature, review, passphrase),
+        "verb": "run",
+        "template": os.path.abspath(path),  # noqa: PTH100 - links in it are the user's own words
+        "digest": workflow.digest,
+        "params": typed,
+        "limits": asdict(_overrides(limits)),
+        "restart": restart,
+    }
+
+
+def resume_request(feature: str, how: How, *, from_phase: str | None = None, update: bool = False) -> dict[str, Any]:
+    """As `run_request`, for `resume`."""
+    from sage_sandbox.workflow.loading import load
+
+    _check(how)
+    check_feature(feature)
+    _require_state(how.project, feature)
+    how, passphrase = _remembering_passphrase(how)
+    journal, _ = _open_journal(how, feature)
+    with _closing(journal):
+        found = journal.read()
+        stored = _stored_workflow(found.definition)
+        workflow = load(found.definition.source) if update else stored
+        _dropped(found, stored, workflow, from_phase)
+        review = _approve(workflow, _allowed(found.definition, how), how)
+    journal.close()
+    return {
+        **_request(how, feature, review, passphrase),
+        "verb": "resume",
+        "digest": workflow.digest,
+        "from_phase": from_phase,
+        "update": update,
+    }
+
+
+def run_detached(request: Mapping[str, Any], ready: Callable[[dict[str, Any]], None]) -> int:
+    """Do what a request says, in this process; ``ready`` is told once the lock is held and the first state durable."""
+    from sage_sandbox.observe.progress import Progress
+    from sage_sandbox.signals import cancelled_by_signals
+
+    how = How(
+        project=Path(request["project"]),
+        allow=tuple(parse_grant(text) for text in request["grants"]),
+        parallel=request["parallel"],
+        sequential=request["sequential"],
+        timeout_s=request["timeout_s"],
+        require=frozenset(request["require"]),
+        observers=(Progress(),),
+        environ={**os.environ, **request["environ"]},
+    )
+    feature = request["feature"]
+    if request["verb"] == "run":
+        limits = AskedLimits(**request["limits"])
+        prepared = prepare(
+            request["template"],
+            feature,
+            how,
+            params=request["params"],
+            limits=limits,
+            restart=request["restart"],
+            digest=request["digest"],
+        )
+    else:
+        prepared = prepare_resume(
+            feature, how, from_phase=request["from_phase"], update=request["update"], digest=request["digest"]
+        )
+    ready({"feature": feature, "workflowId": prepared.runner.workflow_id, "status": "running", "pid": os.getpid()})
+    with cancelled_by_signals(prepared.runner.cancel):
+        return int(prepared.runner.run().exit_code)
+
+
+def _request(how: How, feature: str, review: Review, passphrase: Mapping[str, str]) -> dict[str, Any]:
+    from sage_sandbox.policy import SECRET_NAMES
+
+    names = {*SECRET_NAMES, *(name for policy in review.policies.values() for name in policy.env)}
+    given = {name: how.env[name] for name in sorted(names) if name in how.env}
+    return {
+        "project": str(how.project),
+        "feature": feature,
+        "grants": [str(grant) for grant in review.held],
+        "parallel": how.parallel,
+        "sequential": how.sequential,
+        "timeout_s": how.timeout_s,
+        "require": sorted(how.require),
+        "environ": {**given, **passphrase},
+    }
+
+
+def _remembering_passphrase(how: How) -> tuple[How, dict[str, str]]:
+    """The same, and the passphrase once one was typed, as a variable: the new process has nobody to ask."""
+    typed: dict[str, str] = {}
+    ask = how.ask_passphrase
+    if ask is None:
+        return how, typed
+
+    def remember() -> str:
+        typed["SAGE_STATE_PASSPHRASE"] = ask()
+        return typed["SAGE_STATE_PASSPHRASE"]
+
+    return replace(how, ask_passphrase=remember), typed
+
+
+def _same_template(workflow: Workflow, digest: str) -> None:
+    if digest and workflow.digest != digest:
+        raise UsageError("the template changed while the run was being started", "start it again")
+
+
+# -- the steps of both ---------------------------------------------------------------------------------------------
+
+
+Start = Callable[..., Runner]
+
+
+@contextmanager
+def _warmed(how: How) -> Iterator[Start]:
+    """Start workers first: they come up while pydantic is loaded and the template is read."""
+    dispatcher = warm(str(how.project), parallel=how.slots)
+
+    def start(
+        workflow: Workflow,
+        feature: str,
+        values: Mapping[str, Any],
+        overrides: AskedLimits,
+        review: Review,
+        timeout_s: float | None,
+        kept: Kept | None = None,
+    ) -> Runner:
+        from sage_sandbox.grants.limits import machine_ceilings, workflow_limits
+
+        _check_artifacts_place(how.project, feature)
+        return Runner(
             workflow,
             feature=feature,
             params=values,
             policies=review.policies,
-            limits=settled,
-            project=str(root),
-            parallel=slots,
-            sequential=sequential,
+            limits=workflow_limits(workflow, overrides, machine_ceilings()),
+            project=str(how.project),
+            parallel=how.slots,
+            sequential=how.sequential,
             timeout_s=timeout_s,
-            observers=observers,
-            artifacts_root=str(artifacts),
-            require_cgroup="memory=cgroup" in requirements,
+            observers=how.observers,
+            artifacts=True,
+            require_cgroup="memory=cgroup" in how.require,
             dispatcher=dispatcher,
+            earlier=kept.earlier if kept is not None else None,
+            environ=how.env,
         )
+
+    try:
+        yield start
     except BaseException:
         dispatcher.close()
         raise
-    return Prepared(workflow, runner, review.notices)
+
+
+@contextmanager
+def _closing(journal: Journal | None) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if journal is not None:
+            journal.close()
+        raise
+
+
+def _how(
+    project: str | os.PathLike[str],
+    allow: Iterable[str | Grant],
+    parallel: int | None,
+    sequential: bool,
+    timeout: float | str | None,
+    require: Iterable[str],
+    observers: Iterable[Observer],
+) -> How:
+    return How(
+        project=Path(os.path.realpath(project)),
+        allow=tuple(parse_grant(grant) if isinstance(grant, str) else grant for grant in allow),
+        parallel=parallel,
+        sequential=sequential,
+        timeout_s=None if timeout is None else _seconds(timeout),
+        require=frozenset(require),
+        observers=tuple(observers),
+    )
+
+
+def _check(how: How) -> None:
+    if unknown := how.require - set(REQUIREMENTS):
+        raise UsageError(f"{min(unknown)!r} is nothing that can be required", f"one of {', '.join(REQUIREMENTS)}")
+
+
+def _open_journal(how: How, feature: str) -> tuple[Journal, str]:
+    """Take the feature's lock; what opens and seals its state."""
+    from sage_sandbox.disk.places import project_place
+    from sage_sandbox.journal import Journal
+    from sage_sandbox.results.scrub import known_values
+    from sage_sandbox.store.opening import open_keys
+
+    place = project_place(how.project, how.env)
+    keys = open_keys(how.env, place, ask_passphrase=how.ask_passphrase)
+    return Journal.open(how.project, place, feature, keys, known_values(how.env))
+
+
+def _refuse_unfinished(journal: Journal) -> None:
+    """UsageError if the feature has a run that could be gone on with; a damaged one is an error of its own."""
+    try:
+        state = journal.read().state
+    except NoSuchRun:
+        return
+    if state.status != "completed":
+        done = f"{state.progress['completed']} of {state.progress['total']} phases are done"
+        status = "was interrupted" if state.status == "running" else f"is {state.status}"
+        raise UsageError(
+            f"{state.feature} {status}: {done}",
+            f"go on with: sage-sandbox resume {state.feature}; or start anew with --restart",
+        )
+
+
+def _approve(workflow: Workflow, allow: Sequence[Grant], how: How) -> Review:
+    from sage_sandbox.grants.approval import approve
+    from sage_sandbox.grants.memory import Memory
+
+    return approve(workflow, allow, how.project, memory=Memory.of_user(how.env), ask=how.ask)
+
+
+def _overrides(limits: Iterable[str] | AskedLimits) -> AskedLimits:
+    from sage_sandbox.grants.limits import parse_limit_options
+
+    return limits if isinstance(limits, AskedLimits) else parse_limit_options(limits)
+
+
+def _definition(
+    number: int,
+    workflow: Workflow,
+    values: Mapping[str, Any],
+    overrides: AskedLimits,
+    review: Review,
+    timeout_s: float | None,
+    environ: Mapping[str, str],
+) -> Definition:
+    from sage_sandbox.journal import utc_now, without_secrets
+    from sage_sandbox.store.records import Definition
+
+    from sage_sandbox.results.scrub import known_values
+
+    assert workflow.template is not None
+    definition = Definition(
+        number=number,
+        name=workflow.name,
+        kind=workflow.template.kind,
+        source=os.path.abspath(workflow.source),  # noqa: PTH100 - links in it are the user's own words
+        digest=workflow.digest,
+        text=workflow.template.text,
+        phase_ids=tuple(phase.id for phase in workflow.phases),
+        made_at=utc_now(),
+        files=workflow.template.files,
+        params=values,
+        grants=tuple(str(grant) for grant in review.held),
+        limits=asdict(overrides),
+        timeout_s=timeout_s,
+    )
+    return without_secrets(definition, known_values(environ))
+
+
+# -- what a resume goes on from ------------------------------------------------------------------------------------
+
+
+def _template(definition: Definition) -> Template:
+    kinds = {"yaml": "yaml", "json": "json", "toml": "toml"}
+    return Template(kinds[definition.kind], definition.text, definition.files)  # type: ignore[arg-type]
+
+
+def _stored_workflow(definition: Definition) -> Workflow:
+    from sage_sandbox.workflow.loading import load_stored
+
+    if definition.lacks_secrets:
+        message = "a secret stood in the template or in a parameter: that is not saved, so nothing can go on from it"
+        raise UsageError(message, "start anew with --restart; a secret belongs in an env: grant")
+    return load_stored(_template(definition), definition.source)
+
+
+def _changes(definition: Definition) -> tuple[str, ...]:
+    from sage_sandbox.workflow.loading import differs_on_disk
+
+    changed = differs_on_disk(_template(definition), definition.source)
+    if not changed:
+        return ()
+    return (f"{', '.join(changed)} changed since; going on with what was stored (--update takes the new one)",)
+
+
+def _require_state(project: Path, feature: str) -> None:
+    """NoSuchRun where nothing was ever saved: then nothing is made there either."""
+    if not os.path.lexists(project / ".sage" / "state"):
+        raise NoSuchRun(f"there is no run of {feature} in this project", "sage-sandbox list shows what there is")
+
+
+def _allowed(definition: Definition, how: How) -> tuple[Grant, ...]:
+    """What was granted when the run began, and what is granted now."""
+    return tuple(dict.fromkeys((*(parse_grant(text) for text in definition.grants), *how.allow)))
+
+
+def _known(params: Mapping[str, Any], workflow: Workflow) -> dict[str, Any]:
+    return {name: value for name, value in params.items() if name in workflow.parameters}
+
+
+def _dropped(found: Found, stored: Workflow, workflow: Workflow, from_phase: str | None) -> list[Checkpoint]:
+    """The checkpoints that no longer count: of ``from_phase`` and what follows it, and of what an update changed."""
+    from sage_sandbox.workflow.planning import descendants
+
+    ids = [phase.id for phase in workflow.phases]
+    if from_phase is not None and from_phase not in ids:
+        raise UsageError(
+            f"there is no phase {from_phase!r} in {workflow.name}", f"its phases are {', '.join(ids[:20])}"
+        )
+    starts = _changed_phases(stored, workflow) | ({from_phase} if from_phase is not None else set())
+    gone = descendants(workflow, starts) | (found.checkpoints.keys() - set(ids))
+    return [checkpoint for phase, checkpoint in found.checkpoints.items() if phase in gone]
+
+
+def _changed_phases(stored: Workflow, workflow: Workflow) -> set[str]:
+    before = {phase.id: _without_lines(phase) for phase in stored.phases}
+    return {phase.id for phase in workflow.phases if before.get(phase.id) != _without_lines(phase)}
+
+
+def _without_lines(phase: Any) -> Any:
+    """A phase without where it stands in its file, and without what does not change what it does."""
+    return replace(phase, name="", operations=tuple(replace(operation, line=0) for operation in phase.operations))
+
+
+def _repairs(found: Found) -> Iterator[str]:
+    if found.source != "state":
+        done = found.state.progress["completed"]
+        how = {"backup": "from its backup", "checkpoints": "from its checkpoints"}[found.source]
+        yield f"workflow state corrupted, restored {how} · {done} phases are kept (last valid checkpoint)"
+    for damage in found.damages:
+        yield f"{damage.message}; it is kept in .sage/state/aside" + (
+            f", {damage.phase} runs again" if damage.phase else ""
+        )
+
+
+def _said(*notices: str) -> tuple[str, ...]:
+    return tuple(notice for notice in notices if notice)
 
 
 def check_feature(feature: str) -> None:
@@ -143,13 +588,12 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:FEATURE_MAX].rstrip("-") or "workflow"
 
 
-def _artifacts_root(project: Path, feature: str) -> Path:
-    """Where artifacts go; UsageError if the project has put something else there than folders of its own."""
+def _check_artifacts_place(project: Path, feature: str) -> None:
+    """UsageError if the project has put something else where artifacts go than folders of its own."""
     root = project / ".sage" / "artifacts"
     for place in (root.parent, root, root / feature):
         if place.is_symlink() or (place.exists() and not place.is_dir()):
             raise UsageError(f"{place} is not a folder", "the project may have brought it; remove it")
-    return root
 
 
 def _typed(params: Mapping[str, Any]) -> dict[str, str]:

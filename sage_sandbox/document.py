@@ -32,6 +32,8 @@ class PhaseResult:
     operations: tuple[OperationResult, ...] = ()
     started_s: float | None = None
     duration_s: float = 0.0
+    restored: bool = False
+    """Whether an earlier process ran it: this one read what it left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,10 @@ class RunError:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """Counts and times of a run: ``parallel_max`` is the most operations that ran at one moment."""
+    """Counts and times of a run.
+
+    ``parallel_max`` is the most operations that ran at one moment, ``restored`` the phases that an earlier process did.
+    """
 
     duration_s: float = 0.0
     phases: int = 0
@@ -58,6 +63,7 @@ class Metrics:
     parallel_max: int = 0
     tokens: int = 0
     context_reloads: int = 0
+    restored: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +109,14 @@ def document(result: RunResult) -> dict[str, Any]:
         "workflow": result.workflow,
         "status": result.status,
         "exitCode": int(result.exit_code),
-        "results": {"phases": [_phase(phase) for phase in result.phases], "metrics": _metrics(result.metrics)},
+        "results": {"phases": [_phase(phase) for phase in result.phases], "metrics": metrics_document(result.metrics)},
         "errors": [asdict(error) for error in result.errors],
         "hint": result.hint,
     }
 
 
-def _metrics(metrics: Metrics) -> dict[str, Any]:
+def metrics_document(metrics: Metrics) -> dict[str, Any]:
+    """Metrics as plain data."""
     return {
         "totalTime": _ms(metrics.duration_s),
         "totalTokens": metrics.tokens,
@@ -120,6 +127,7 @@ def _metrics(metrics: Metrics) -> dict[str, Any]:
         "rejected": metrics.rejected,
         "retries": metrics.retries,
         "parallelOps": metrics.parallel_max,
+        "restored": metrics.restored,
     }
 
 
@@ -129,6 +137,7 @@ def _phase(phase: PhaseResult) -> dict[str, Any]:
         "name": phase.name,
         "status": phase.status,
         "single": phase.single,
+        "restored": phase.restored,
         "startedMs": None if phase.started_s is None else _ms(phase.started_s),
         "metrics": {"duration": _ms(phase.duration_s), "tokens": 0, "operationCount": len(phase.operations)},
         "operations": [_operation(operation.id, operation.outcome) for operation in phase.operations],
@@ -156,6 +165,7 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
         "written": list(outcome.written),
         "stdout": _text(outcome.stdout),
         "stderr": _text(outcome.stderr),
+        "scrubbed": outcome.scrubbed,
         "attempts": [
             {"status": a.status, "reason": a.reason, "error": a.error, "durationMs": _ms(a.duration_s)}
             for a in outcome.attempts

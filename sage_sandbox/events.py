@@ -14,13 +14,14 @@ PhaseStatus = Literal["completed", "degraded", "failed", "blocked", "timeout", "
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
-    """The plan is made and the first operation is about to start."""
+    """The plan is made and the first operation is about to start; ``kept`` phases were done by an earlier process."""
 
     workflow_id: str
     feature: str
     workflow: str
     phases: int
     operations: int
+    kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +65,13 @@ class PhaseSettled:
 
 @dataclass(frozen=True, slots=True)
 class RunSettled:
-    """Nothing of the run is left running."""
+    """Nothing of the run is left running; ``resumable`` if it can be gone on with."""
 
     workflow_id: str
     feature: str
     status: RunStatus
     duration_s: float
+    resumable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ happens in one thread; `Loop.cancel` alone may be called from elsewhere.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from typing import Final
@@ -46,6 +46,14 @@ class Terms:
     timeout_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What earlier processes of the run left: phases that are done, and by phase the outcomes that count in others."""
+
+    phases: Mapping[str, PhaseResult] = field(default_factory=dict)
+    kept: Mapping[str, Mapping[str, Outcome]] = field(default_factory=dict)
+
+
 class Loop:
     """The state of a run between its first phase and its last."""
 
@@ -57,12 +65,14 @@ class Loop:
         terms: Terms,
         slots: Slots,
         *,
+        earlier: Earlier,
+        commit: Callable[[Sequence[PhaseResult]], None],
         tell: Callable[[Event], None],
         gate: MemoryGate,
         clock: Callable[[], float],
         jitter: Callable[[], float],
     ) -> None:
-        self.settled: dict[str, PhaseResult] = {}
+        self.settled: dict[str, PhaseResult] = dict(earlier.phases)
         self.stop: Stop | None = None
         self.parallel_max = 0
         self._phases = phases
@@ -70,6 +80,8 @@ class Loop:
         self._results = results
         self._terms = terms
         self._slots = slots
+        self._earlier = earlier
+        self._commit = commit
         self._tell = tell
         self._gate = gate
         self._clock = clock
@@ -78,22 +90,25 @@ class Loop:
         self._alarms = Alarms(clock)
         self._tickets = count(1)
         self._open: dict[str, PhaseRun] = {}
+        self._uncommitted: list[PhaseRun] = []
         self._ready: deque[Trial] = deque()
         self._sent: dict[int, Trial] = {}
         self._running: set[int] = set()
         self._cancelled = False
 
     def run(self) -> None:
-        """Run every phase to its end, or to the run's. Raises SandboxUnavailable."""
+        """Run every phase to its end, or to the run's. Raises SandboxUnavailable, and what ``commit`` raises."""
         self._alarms.set(self._terms.timeout_s, self._time_is_up)
+        self._remember_earlier()
         self._open_phases(self._frontier.first)
         while self._open:
             self._obey_cancel()
             self._send_ready()
-            if self._open:
+            if not self._uncommitted:
                 for news in self._slots.wait(self._alarms.wait_s()):
                     self._take(news)
                 self._alarms.ring()
+            self._settle_phases()
         self._settle_never_started(self._phases)
 
     def cancel(self) -> None:
@@ -103,10 +118,24 @@ class Loop:
 
     # -- starting ------------------------------------------------------------------------------------------------
 
+    def _remember_earlier(self) -> None:
+        """Hold what earlier phases left, as far as anybody will ask for it."""
+        for name in self._earlier.phases:
+            self._results.done(self._phases[name].dependencies)
+        for name, phase in self._earlier.phases.items():
+            self._results.keep(name, [(item.id, item.outcome) for item in phase.operations], single=phase.single)
+
     def _open_phases(self, names: Iterable[str]) -> None:
-        for name in names:
-            run = self._open[name] = PhaseRun(self._phases[name])
+        queue = deque(names)
+        while queue:
+            name = queue.popleft()
+            if name in self._earlier.phases:
+                queue.extend(self._frontier.settle(name, goes_on=True)[0])
+                continue
+            run = self._open[name] = PhaseRun(self._phases[name], self._earlier.kept.get(name, {}))
             self._ready.extend(run.trials)
+            if not run.open:
+                self._uncommitted.append(run)
 
     def _send_ready(self) -> None:
         while self._ready:
@@ -237,19 +266,32 @@ class Loop:
         run.settle(trial, outcome)
         self._tell(OperationSettled(run.phase.id, trial.operation.id, outcome))
         if not run.open:
-            self._settle_phase(run)
+            self._uncommitted.append(run)
 
-    def _settle_phase(self, run: PhaseRun) -> None:
+    def _settle_phases(self) -> None:
+        """Commit the phases that ended since the last time, together; what follows from them starts after that."""
+        runs, self._uncommitted = self._uncommitted, []
+        results = [self._phase_result(run) for run in runs]
+        if results:
+            self._commit(results)
+        for run, result in zip(runs, results, strict=True):
+            self._settle_phase(run, result)
+
+    def _phase_result(self, run: PhaseRun) -> PhaseResult:
         phase, now = run.phase, self._clock()
-        status, started = run.status(), run.started if run.started is not None else now
+        started = run.started if run.started is not None else now
         operations = tuple(OperationResult(name, outcome) for name, outcome in run.settled)
-        del self._open[phase.id]
-        self.settled[phase.id] = PhaseResult(
-            phase.id, phase.name, status, phase.single, operations, started - self._began, now - started
+        return PhaseResult(
+            phase.id, phase.name, run.status(), phase.single, operations, started - self._began, now - started
         )
+
+    def _settle_phase(self, run: PhaseRun, result: PhaseResult) -> None:
+        phase, status = run.phase, result.status
+        del self._open[phase.id]
+        self.settled[phase.id] = result
         self._results.keep(phase.id, run.settled, single=phase.single)
         self._results.done(phase.dependencies)
-        self._tell(PhaseSettled(phase.id, phase.name, status, run.fulfilled, len(run.trials), now - started))
+        self._tell(PhaseSettled(phase.id, phase.name, status, run.fulfilled, len(run.outcomes), result.duration_s))
         ready, blocked = self._frontier.settle(phase.id, goes_on=status in GOES_ON)
         self._settle_never_started(blocked)
         if self.stop is None:
@@ -282,7 +324,7 @@ class Loop:
     def _stop_run(self, stop: Stop) -> None:
         self.stop = stop
         for run in list(self._open.values()):
-            if run.started is None:
+            if run.started is None and run.open:
                 del self._open[run.phase.id]
             else:
                 self._stop_phase(run, stop)

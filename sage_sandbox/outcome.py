@@ -41,7 +41,8 @@ class Outcome:
     """How one operation ended, from its last attempt.
 
     ``result`` is JSON text (UTF-8), already checked for size, depth and node count, still untrusted. ``stdout`` and
-    ``stderr`` are the last 64 KiB of each, raw. Durations are seconds, sizes bytes.
+    ``stderr`` are the last 64 KiB of each, raw. Durations are seconds, sizes bytes. ``scrubbed`` counts the secrets that
+    were replaced in all of this by ``[secret:NAME]``.
     """
 
     status: Literal["fulfilled", "rejected"]
@@ -61,6 +62,7 @@ class Outcome:
     artifacts: tuple[Artifact, ...] = ()
     written: tuple[str, ...] = ()
     attempts: tuple[Attempt, ...] = ()
+    scrubbed: int = 0
 
     @property
     def ok(self) -> bool:

@@ -48,6 +48,12 @@ RUNS_LATER_NAMES: Final = (
 )  # fmt: skip
 """Writable, but code the user is likely to run: ``plan`` marks a write grant that covers them."""
 
+STATE_KEY_NAMES: Final = ("SAGE_STATE_KEY", "SAGE_STATE_PASSPHRASE")
+"""Environment names that hold what opens the state: their values never leave the coordinator, in whatever way."""
+
+SECRET_NAMES: Final = (*STATE_KEY_NAMES, "SAGE_STATE_KEY_FILE", "ANTHROPIC_API_KEY", "OPENAI_API_KEY")
+"""Environment names that no process but the coordinator and the broker may see."""
+
 RESULT_MAX: Final = 16 * MiB
 STREAM_KEPT: Final = 64 * KiB
 STREAM_MAX: Final = 16 * MiB

@@ -7,21 +7,27 @@ import random
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
+from sage_sandbox.control import Server
 from sage_sandbox.dispatch.base import Slots
 from sage_sandbox.dispatch.dispatcher import Dispatcher
 from sage_sandbox.dispatch.memory import MemoryGate, MemoryReader, read_memory
 from sage_sandbox.document import Metrics, PhaseResult, RunError, RunResult
-from sage_sandbox.errors import UsageError
-from sage_sandbox.events import Observer, RunSettled, RunStarted
-from sage_sandbox.loop import Key, Loop, Terms
+from sage_sandbox.errors import SageError, UsageError
+from sage_sandbox.events import Event, Notice, Observer, PhaseSettled, RunSettled, RunStarted
+from sage_sandbox.journal import Journal, utc_now
+from sage_sandbox.loop import Earlier, Key, Loop, Terms
 from sage_sandbox.observe.listeners import Listeners
 from sage_sandbox.operations.base import Setting
 from sage_sandbox.operations.inputs import Results
 from sage_sandbox.policy import Limits, Policy, format_duration, parse_duration
 from sage_sandbox.settling import GOES_ON, Frontier, Stop, run_status
+from sage_sandbox.store.artifacts import publish
+from sage_sandbox.store.records import progress
 from sage_sandbox.workflow.definition import Workflow
 from sage_sandbox.workflow.planning import plan
 
@@ -65,8 +71,9 @@ class Runner:
 
     ``policies`` and ``limits`` say what each operation (by phase id and operation id) was granted: absolute real paths;
     an operation that is not in them gets nothing, and the default limits. ``params`` holds the value of every parameter
-    of the workflow. Artifacts go below ``artifacts_root/feature/phase/operation``; None: none are collected. A
-    ``dispatcher`` that is given decides about ``parallel`` and is closed at the end of the run, too.
+    of the workflow. With ``artifacts`` files go to ``.sage/artifacts/feature/phase/operation`` of the project. A
+    ``dispatcher`` that is given decides about ``parallel`` and is closed at the end of the run, too. ``earlier`` is
+    what does not run again. Nothing is saved unless `saved_by` was called.
     """
 
     def __init__(
@@ -82,9 +89,10 @@ class Runner:
         sequential: bool = False,
         timeout_s: float | None = None,
         observers: Iterable[Observer] = (),
-        artifacts_root: str | None = None,
+        artifacts: bool = False,
         require_cgroup: bool = False,
         dispatcher: Slots | None = None,
+        earlier: Earlier | None = None,
         environ: Mapping[str, str] | None = None,
         memory: MemoryReader = read_memory,
         clock: Callable[[], float] = time.monotonic,
@@ -93,15 +101,21 @@ class Runner:
         if not FEATURE.fullmatch(feature):
             raise UsageError(f"{feature!r} is not a feature name", "use 1 to 64 of a-z, 0-9 and -, not - first")
         environ = os.environ if environ is None else environ
-        self.workflow_id = secrets.token_hex(8)
+        self.workflow_id = secrets.token_hex(16)
         self._workflow = workflow
         self._feature = feature
-        self._tell = Listeners(observers)
+        self._tell = Listeners((self._count, *observers))
+        self._journal: Journal | None = None
+        self._earlier = earlier or Earlier()
+        self._completed = len(self._earlier.phases)
+        self._phase = ""
+        real = os.path.realpath(project)
+        self._project = Path(real)
         self._clock = clock
         setting = Setting(
             run=self.workflow_id,
-            project=os.path.realpath(project),
-            artifacts=f"{artifacts_root}/{feature}" if artifacts_root is not None else "",
+            project=real,
+            artifacts=f"{real}/.sage/artifacts/{feature}" if artifacts else "",
             require_cgroup=require_cgroup,
             environ=environ,
         )
@@ -117,13 +131,32 @@ class Runner:
         self._loop: Loop | None = None
         self._cancelled = False
 
+    def saved_by(self, journal: Journal) -> None:
+        """Save what ends in a journal that has begun, or gone on with, a run; it is closed at the end."""
+        self._journal = journal
+        self.workflow_id = journal.run
+        self._terms = replace(self._terms, setting=replace(self._terms.setting, run=journal.run))
+
     def run(self) -> RunResult:
         """Run to the end. Raises SandboxUnavailable if this machine cannot confine; leaves no process in any case."""
+        if self._journal is None:
+            return self._run()
+        server = self._serve(self._journal)
+        try:
+            result = self._run()
+            if server is not None:
+                server.finish(_farewell(result, saved=self._journal.saves))
+            return result
+        finally:
+            if server is not None:
+                server.close()
+            self._journal.close()
+
+    def _run(self) -> RunResult:
         started = self._clock()
-        operations = sum(len(phase.operations) for phase in self._workflow.phases)
-        self._tell(
-            RunStarted(self.workflow_id, self._feature, self._workflow.name, len(self._workflow.phases), operations)
-        )
+        workflow, kept = self._workflow, len(self._earlier.phases)
+        operations = sum(len(phase.operations) for phase in workflow.phases)
+        self._tell(RunStarted(self.workflow_id, self._feature, workflow.name, len(workflow.phases), operations, kept))
         slots = self._slots or Dispatcher(self._terms.setting.project, parallel=self._parallel)
         try:
             loop = self._loop = self._make_loop(slots)
@@ -133,14 +166,54 @@ class Runner:
         finally:
             slots.close()
         result = self._result(loop, self._clock() - started)
-        self._tell(RunSettled(self.workflow_id, self._feature, result.status, result.metrics.duration_s))
+        if self._journal is not None:
+            self._journal.end(result)
+        resumable = self._journal is not None and not result.ok
+        self._tell(RunSettled(self.workflow_id, self._feature, result.status, result.metrics.duration_s, resumable))
         return result
 
-    def cancel(self) -> None:
-        """End the run soon, its operations killed; safe in a signal handler, from other threads, and more than once."""
+    def cancel(self, save: bool = True) -> None:
+        """End the run soon, its operations killed; safe in a signal handler, from other threads, and more than once.
+
+        Without ``save`` nothing is kept of the phases that are cut short; what was committed stays.
+        """
+        if self._journal is not None and not save:
+            self._journal.saves = False
         self._cancelled = True
         if self._loop is not None:
             self._loop.cancel()
+
+    def status(self) -> dict[str, Any]:
+        """Where the run is, under the names of the specification; from any thread."""
+        return {
+            "feature": self._feature,
+            "template": self._workflow.name,
+            "workflowId": self.workflow_id,
+            "phase": self._phase,
+            "status": "running",
+            "progress": progress(self._completed, len(self._workflow.phases)),
+        }
+
+    def _serve(self, journal: Journal) -> Server | None:
+        """Be there for `cancel` and `status` of other processes; where that cannot be, the run goes on all the same."""
+        try:
+            return Server.open(journal.project_id, self._feature, handler=self)
+        except (OSError, SageError) as error:
+            self._tell(Notice("warning", f"other processes cannot ask or cancel this run: {error}"))
+            return None
+
+    def _count(self, event: Event) -> None:
+        if isinstance(event, PhaseSettled):
+            self._phase = event.phase
+            self._completed += event.status in GOES_ON
+
+    def _commit(self, phases: Sequence[PhaseResult]) -> None:
+        if self._journal is None:
+            for phase in phases:
+                publish(self._project, self._feature, phase.id, ((item.id, item.outcome) for item in phase.operations))
+        elif hits := self._journal.commit(phases):
+            text = f"{hits} secrets were taken out of what is saved; that should have happened before"
+            self._tell(Notice("warning", text))
 
     def _make_loop(self, slots: Slots) -> Loop:
         return Loop(
@@ -149,6 +222,8 @@ class Runner:
             self._results,
             self._terms,
             slots,
+            earlier=self._earlier,
+            commit=self._commit,
             tell=self._tell,
             gate=self._gate,
             clock=self._clock,
@@ -170,10 +245,20 @@ class Runner:
             status=status,
             exit_code=exit_code,
             phases=phases,
-            metrics=_metrics(phases, duration_s, loop.parallel_max),
+            metrics=replace(_metrics(phases, duration_s, loop.parallel_max), restored=len(self._earlier.phases)),
             errors=tuple(_errors(self._workflow, phases, stop)),
-            hint="" if status == "completed" else "resume is not available yet: run it again",
+            hint="" if status == "completed" else self._hint(),
         )
+
+    def _hint(self) -> str:
+        if self._journal is None:
+            return "nothing was saved: run it again"
+        return f"resume it with: sage-sandbox resume {self._feature}"
+
+
+def _farewell(result: RunResult, *, saved: bool) -> dict[str, Any]:
+    """What whoever cancelled or waited is told."""
+    return {"status": result.status, "cancelledAt": utc_now(), "checkpointSaved": saved}
 
 
 def _metrics(phases: tuple[PhaseResult, ...], duration_s: float, parallel_max: int) -> Metrics:

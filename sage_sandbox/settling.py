@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Final, Literal
 
 from sage_sandbox.errors import ExitCode
@@ -107,17 +108,20 @@ class Trial:
 
 
 class PhaseRun:
-    """A phase whose dependencies are done, until its last operation has settled."""
+    """A phase whose dependencies are done, until its last operation has settled.
 
-    def __init__(self, phase: Phase) -> None:
+    ``kept`` are outcomes that an earlier process left, by operation id: these operations do not run again.
+    """
+
+    def __init__(self, phase: Phase, kept: Mapping[str, Outcome] = MappingProxyType({})) -> None:
         self.phase = phase
-        self.trials = [Trial(self, index) for index in range(len(phase.operations))]
-        self.outcomes: list[Outcome | None] = [None] * len(phase.operations)
+        self.outcomes: list[Outcome | None] = [kept.get(operation.id) for operation in phase.operations]
+        self.trials = [Trial(self, index) for index, outcome in enumerate(self.outcomes) if outcome is None]
         self.started: float | None = None
         self.inputs: bytes | None = None
         self.stop: Stop | None = None
         self.was_cut = False
-        self.open = len(phase.operations)
+        self.open = len(self.trials)
 
     def settle(self, trial: Trial, outcome: Outcome) -> None:
         """Note a final outcome."""

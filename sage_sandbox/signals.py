@@ -1,10 +1,10 @@
-"""Signals of this process as a descriptor that a supervisor can watch."""
+"""Signals of this process as something to wait for: a descriptor, or a call."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -20,3 +20,15 @@ def cancel_on_signals(*, interrupt: bool = True) -> Iterator[int]:
         for number, handler in before.items():
             signal.signal(number, handler)
         os.close(fd)
+
+
+@contextmanager
+def cancelled_by_signals(cancel: Callable[[], None]) -> Iterator[None]:
+    """While this lasts, Ctrl-C, SIGTERM and a closed terminal call ``cancel`` instead of ending the process."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda *_: cancel()) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

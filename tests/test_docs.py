@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from commands import PACKAGE_FOLDER
@@ -23,11 +24,20 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def cli_page() -> str:
     """docs/cli.md, from the help texts."""
     sections = ["# The command line", "Made from the help texts by `tests/test_docs.py`; edit those."]
-    for verb in (None, *VERBS):
-        args = [verb, "--help"] if verb else ["--help"]
+    for verb in [(), *_verbs()]:
+        args = [*verb, "--help"]
         shown = CliRunner().invoke(cli, args, prog_name="sage-sandbox", terminal_width=100).output.rstrip()
         sections.append(f"## {' '.join(['sage-sandbox', *args[:-1]])}\n\n```text\n{shown}\n```")
     return "\n\n".join(sections) + "\n"
+
+
+def _verbs() -> list[tuple[str, ...]]:
+    """Every verb, and the verbs of those that have some."""
+    found: list[tuple[str, ...]] = []
+    for name in VERBS:
+        command = cli.get_command(click.Context(cli), name)
+        found += [(name,), *((name, below) for below in getattr(command, "commands", ()))]
+    return found
 
 
 def test_the_cli_page_says_what_help_says():

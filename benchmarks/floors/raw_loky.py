@@ -1,13 +1,16 @@
-"""loky by itself: warm executors, and the plainest loop that runs a graph on one. No sandbox, no state, no limits."""
+"""loky by itself: warm executors, and the plainest loop that runs a graph on one. No sandbox, no limits."""
 
 from __future__ import annotations
 
+import json
 import operator
+import os
 import queue
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from loky import ProcessPoolExecutor
@@ -34,8 +37,14 @@ def wait_together(executor: Executor, waits: Sequence[float]) -> float:
     return time.monotonic() - started
 
 
-def run_graph(executor: Executor, edges: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
-    """Run every node as soon as its dependencies are done, with their results; all results."""
+def run_graph(
+    executor: Executor, edges: Mapping[str, tuple[str, ...]], log: Path | None = None
+) -> dict[str, Any]:
+    """Run every node as soon as its dependencies are done, with their results; all results.
+
+    ``log``: a line of JSON for each node is appended there and fsynced before its dependents start.
+    """
+    lines = None if log is None else os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     missing = {node: len(dependencies) for node, dependencies in edges.items()}
     dependents: dict[str, list[str]] = {node: [] for node in edges}
     for node, dependencies in edges.items():
@@ -54,10 +63,15 @@ def run_graph(executor: Executor, edges: Mapping[str, tuple[str, ...]]) -> dict[
     while len(results) < len(edges):
         node, future = ended.get()
         results[node] = future.result()
+        if lines is not None:
+            os.write(lines, json.dumps({node: results[node]}).encode() + b"\n")
+            os.fsync(lines)
         for dependent in dependents[node]:
             missing[dependent] -= 1
             if not missing[dependent]:
                 start(dependent)
+    if lines is not None:
+        os.close(lines)
     return results
 
 

@@ -72,7 +72,7 @@ def _show(project: Path) -> Shown:
     import sage_sandbox as sage
 
     _say(f"running {REPORT.name} over {project}, allowed: read:.")
-    report = sage.run(REPORT, project=project, allow=("read:.",))
+    report = sage.run(REPORT, project=project, allow=("read:.",), state=False)
     _say(f"running {HOSTILE.name}, allowed: nothing")
     attack, acts = _attack(project)
     return Shown(project, report, attack, tuple(acts), (*_report_errors(report), *_act_errors(attack, acts)))
@@ -89,7 +89,7 @@ def _attack(project: Path) -> tuple[RunResult, list[Act]]:
     with demo_bait.planted(place) as bait:
         outside = bait.try_outside()
         heard_outside = bait.heard(wait_s=2.0)
-        result = sage.run(HOSTILE, project=project, params=bait.params(), allow=())
+        result = sage.run(HOSTILE, project=project, params=bait.params(), allow=(), state=False)
         inside: list[Answer] = []
         for outcome in _outcomes(result).values():
             inside += demo_bait.answers(outcome.value() if outcome.ok else None)

@@ -26,6 +26,8 @@ class Verb(NamedTuple):
 
 
 VERBS: Final = {
+    "audit": Verb("sage_sandbox.cli.audit", "Show or verify what was done, and on whose word."),
+    "cancel": Verb("sage_sandbox.cli.cancel", "End a run; what is done is saved."),
     "demo": Verb(
         "sage_sandbox.cli.demo", "Show an untrusted workflow at work, and hostile code denied.", confines=True
     ),
@@ -33,9 +35,14 @@ VERBS: Final = {
         "sage_sandbox.cli.doctor", "Say which kernel features are here, what each gives, and how to get the others."
     ),
     "exec": Verb("sage_sandbox.cli.exec", "Run one command in the sandbox.", confines=True),
+    "list": Verb("sage_sandbox.cli.list", "List the runs of this project: feature, status, progress, phase, start, template."),
+    "logs": Verb("sage_sandbox.cli.logs", "Show what happened in a run."),
     "plan": Verb("sage_sandbox.cli.plan", "Draw the order of a workflow, and what it asks for."),
+    "resume": Verb("sage_sandbox.cli.resume", "Go on with a run that was stopped, paused or killed.", confines=True),
     "run": Verb("sage_sandbox.cli.run", "Run a workflow, every operation in a sandbox of its own.", confines=True),
     "schema": Verb("sage_sandbox.cli.schema", "Print the JSON Schema of a template."),
+    "state": Verb("sage_sandbox.cli.state", "Verify, export, re-encrypt or throw away what runs have saved in this project."),
+    "status": Verb("sage_sandbox.cli.status", "Show how a run stands: progress, metrics, errors."),
     "validate": Verb("sage_sandbox.cli.validate", "Report everything that is wrong with a template."),
 }
 
@@ -88,8 +95,8 @@ def _print_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
 @click.group(
     cls=_Verbs,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 done, 1 failed, 2 usage or invalid template, 3 paused, 14 no sandbox, 15 not granted, "
-    "124 timeout, 130 cancelled.",
+    epilog="Exit codes: 0 done, 1 failed, 2 usage or invalid template, 3 paused, 10 no such run, 11 locked, "
+    "12 wrong key, 13 state damaged, 14 no sandbox, 15 not granted, 124 timeout, 130 cancelled.",
 )
 @click.option(
     "-V",

@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import signal
-from contextlib import contextmanager
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sage_sandbox.cli import options
+from sage_sandbox.cli.running import carry_out, how_of, reported, run_options, say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from sage_sandbox.errors import SageError
-    from sage_sandbox.policy import Grant
-    from sage_sandbox.runner import Runner
-    from sage_sandbox.workflow.definition import AskedLimits
+    from sage_sandbox.api import How, Prepared
 
 
 @click.command("run")
 @click.argument("template")
 @click.argument("feature", required=False)
 @options.param()
-@options.allow()
 @options.limit()
-@click.option(
-    "--parallel",
-    type=click.IntRange(1, 9999),
-    metavar="N",
-    help="How many operations at once [SAGE_PARALLEL_LIMIT, 4].",
-)
-@click.option("--sequential", is_flag=True, help="One operation at a time.")
-@options.timeout("the workflow")
-@options.require()
-@options.as_json()
-def command(template: str, feature: str | None, *, as_json: bool, **settings: Any) -> int:
+@click.option("--restart", is_flag=True, help="Start anew; what an unfinished run of the feature left is put aside.")
+@click.option("--no-state", is_flag=True, help="Save nothing: a run that ends early cannot be resumed.")
+@run_options()
+def command(template: str, feature: str | None, *, as_json: bool, detach: bool, **settings: Any) -> int:
     """Run a workflow, every operation in a sandbox of its own.
 
     TEMPLATE is a file, or the name of one in .sage/templates. FEATURE names this run (a-z, 0-9 and -; default: made
@@ -45,88 +31,37 @@ def command(template: str, feature: str | None, *, as_json: bool, **settings: An
     A template asks for what it needs. What neither --allow nor a remembered answer grants is asked for on a terminal;
     without one the run is refused with exit code 15 and a list of what to add. Progress goes to stderr, results to
     stdout: the kept part of each, or all of it with --json.
+
+    Every phase that ends is saved, encrypted, below .sage/state. A run that was stopped or killed goes on with
+    `sage-sandbox resume FEATURE`.
     """
-    from sage_sandbox.errors import SageError
+    how = how_of(settings, as_json=as_json)
+    if detach:
+        from sage_sandbox.cli.detaching import detach_run
 
-    try:
-        return _run(template, feature, as_json, settings)
-    except SageError as error:
-        if as_json:
-            click.echo(json.dumps(_refusal(feature, error), indent=2))
-        raise
+        return reported(feature, as_json, lambda: detach_run(template, feature, how, settings, as_json=as_json))
+    return reported(feature, as_json, lambda: carry_out(_prepared(template, feature, how, settings), as_json=as_json))
 
 
-def _run(template: str, feature: str | None, as_json: bool, settings: dict[str, Any]) -> int:
+def _prepared(template: str, feature: str | None, how: How, settings: dict[str, Any]) -> Prepared:
+    """Get ready; where state cannot be kept, ask on a terminal whether to go without."""
     from sage_sandbox.api import prepare
-    from sage_sandbox.grants.asking import terminal_asker
-    from sage_sandbox.observe.progress import Progress
+    from sage_sandbox.errors import StateUnwritable
 
-    grants: tuple[Grant, ...] = settings["grants"]
-    limits: AskedLimits = settings["limits"]
-    ready = prepare(
-        template,
-        feature,
-        params=settings["params"],
-        allow=grants,
-        limits=limits,
-        parallel=settings["parallel"],
-        sequential=settings["sequential"],
-        timeout_s=settings["timeout_s"],
-        require=settings["requirements"],
-        observers=(Progress(),),
-        ask=None if as_json else terminal_asker(),
-    )
-    for notice in ready.notices:
-        _say(f"⚠ {notice}")
-    with cancelled_by_signals(ready.runner):
-        result = ready.runner.run()
-
-    from sage_sandbox.cli.results import result_lines
-    from sage_sandbox.document import document
-
-    if as_json:
-        click.echo(json.dumps(document(result), indent=2))
-    else:
-        for line in result_lines(result, ready.workflow):
-            click.echo(line)
-    return int(result.exit_code)
-
-
-@contextmanager
-def cancelled_by_signals(runner: Runner) -> Iterator[None]:
-    """While this lasts, Ctrl-C, SIGTERM and a closed terminal end the run instead of the process."""
-
-    def cancel(_: int, __: object) -> None:
-        runner.cancel()
-
-    before = {number: signal.signal(number, cancel) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _refusal(feature: str | None, error: SageError) -> dict[str, Any]:
-    """The document of a run that did not start: the same fields, nothing in them."""
-    problems = getattr(error, "problems", ()) or getattr(error, "missing", ())
-    return {
-        "success": False,
-        "workflowId": None,
-        "feature": feature,
-        "workflow": None,
-        "status": "failed",
-        "exitCode": int(error.exit_code),
-        "results": None,
-        "errors": [
-            {"phase": "", "operation": "", "reason": "refused", "message": str(text), "hint": error.hint}
-            for text in (problems or (error.message,))
-        ],
-        "hint": error.hint,
+    given: dict[str, Any] = {
+        "params": settings["params"],
+        "limits": settings["limits"],
+        "restart": settings["restart"],
     }
-
-
-def _say(text: str) -> None:
-    from sage_sandbox.escaping import escape
-
-    click.echo(escape(text), err=True)
+    try:
+        ready = prepare(template, feature, how, **given, state=not settings["no_state"])
+    except StateUnwritable as error:
+        if how.ask is None or not sys.stdin.isatty():
+            raise
+        say(f"⚠ {error.message}")
+        if not click.confirm("run without saving? it cannot be resumed then", default=False, err=True):
+            raise
+        ready = prepare(template, feature, how, **given, state=False)
+    if ready.journal is None:
+        say("⚠ nothing is saved: this run cannot be resumed")
+    return ready

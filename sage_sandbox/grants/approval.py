@@ -35,7 +35,7 @@ def approve(
     held = (*grants, *recalled(workflow, project, memory=memory, places=places, grants=grants))
     seen = review(workflow, held, project, places=places)
     if seen.complete:
-        return seen
+        return replace(seen, held=held)
     if ask is None or seen.problems:
         raise refusal(seen)
     change, forgetful = memory.what_changed(workflow, project), memory.forgets(workflow)
@@ -43,7 +43,8 @@ def approve(
     if answer == "no":
         raise refusal(seen)
     # What was shown is what is granted, and not what the names lead to by now.
-    allowed = review(workflow, (*held, *_still_meant(seen.wanted, grants, places)), project, places=places)
+    held = (*held, *_still_meant(seen.wanted, grants, places))
+    allowed = replace(review(workflow, held, project, places=places), held=held)
     require(allowed)
     if answer == "remember":
         return replace(allowed, notices=_remember(workflow, seen.wanted, project, memory))

@@ -36,7 +36,8 @@ class Review:
 
     ``missing`` are the grants that would complete it, as the user would type them; ``wanted`` those of them that a
     plain yes can give, resolved. ``policies`` hold what is asked *and* granted, by (phase, operation), in absolute
-    paths. ``problems`` are the asks that no plain yes can allow; ``notices`` are for the user to read.
+    paths. ``problems`` are the asks that no plain yes can allow; ``notices`` are for the user to read. ``held`` are the
+    grants that all this was held against.
     """
 
     rows: tuple[Row, ...] = ()
@@ -45,6 +46,7 @@ class Review:
     policies: Mapping[tuple[str, str], Policy] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    held: tuple[Grant, ...] = ()
 
     @property
     def complete(self) -> bool:

@@ -23,7 +23,6 @@ from sage_sandbox.policy import format_duration
 
 WIDTH = 200
 NAMES_SHOWN = 5
-RESUME_HINT = "resume is not available yet: run it again"
 _MARKS = {"info": "▸", "warning": "⚠", "error": "✗"}
 
 
@@ -94,7 +93,8 @@ class Progress:
         if event.status == "completed":
             self.say(f"✓ Workflow complete ({took}, {_count(self._operations, 'operation')}, 0 reloads)")
         else:
-            self.say(f"✗ Workflow {event.status} ({took}) · {RESUME_HINT}")
+            later = f"resume later with: sage-sandbox resume {event.feature}" if event.resumable else "nothing was saved"
+            self.say(f"✗ Workflow {event.status} ({took}) · {later}")
 
 
 def spoken(seconds: float) -> str:

@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-SECRET_NAMES: Final = ("SAGE_STATE_KEY", "SAGE_STATE_KEY_FILE", "ANTHROPIC_API_KEY", "OPENAI_API_KEY")
-"""Environment names that no process but the coordinator and the broker may see."""
+from sage_sandbox.policy import SECRET_NAMES
 
 _HOME: Final = str(Path(__file__).resolve().parents[2])
 _lock = threading.Lock()

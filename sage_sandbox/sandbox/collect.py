@@ -59,28 +59,36 @@ def find_artifacts(work_fd: int, box: str) -> list[Found]:
 
 
 def take_artifacts(work_fd: int, box: str, files: list[Found], destination: str) -> tuple[Artifact, ...]:
-    """Copy what `find_artifacts` found into a new folder ``destination``, whole or not at all."""
+    """Copy what `find_artifacts` found into a new folder ``destination.tmp``, whole and durable or not at all.
+
+    Whoever settles the operation renames it, once it is known for good that these are its artifacts.
+    """
     if not files:
         return ()
     with _opened(work_fd, f"{box}/out", os.O_RDONLY | os.O_DIRECTORY) as source:
         folder, name = os.path.split(destination)
         with _made_folder(folder) as parent:
-            return _take_over(source, files, parent, name)
+            return _take_over(source, files, parent, f"{name}.tmp")
 
 
 def _take_over(source: int, files: list[Found], parent: int, name: str) -> tuple[Artifact, ...]:
-    """Copy everything to a sibling, then put that in the place of what an earlier run left."""
-    temporary = f"{name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True, dir_fd=parent)
-    os.mkdir(temporary, 0o700, dir_fd=parent)
+    """Copy everything into a new folder, in the place of what an attempt before left."""
+    shutil.rmtree(name, ignore_errors=True, dir_fd=parent)
+    os.mkdir(name, 0o700, dir_fd=parent)
     try:
-        with _opened(parent, temporary, os.O_RDONLY | os.O_DIRECTORY) as target:
+        with _opened(parent, name, os.O_RDONLY | os.O_DIRECTORY) as target:
             artifacts = tuple(_copy_artifact(source, entry, target) for entry in files)
+            _sync_folders(target, {entry.parts[:depth] for entry in files for depth in range(len(entry.parts))})
+    except BaseException:
         shutil.rmtree(name, ignore_errors=True, dir_fd=parent)
-        sc.renameat2(parent, temporary, parent, name, sc.RENAME_NOREPLACE)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True, dir_fd=parent)
+        raise
     return artifacts
+
+
+def _sync_folders(top: int, folders: set[tuple[str, ...]]) -> None:
+    for parts in folders:
+        with _opened(top, "/".join(parts) or ".", os.O_RDONLY | os.O_DIRECTORY) as folder:
+            os.fsync(folder)
 
 
 @contextmanager

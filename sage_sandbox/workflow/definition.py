@@ -94,6 +94,15 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True)
+class Template:
+    """What a workflow was made of, as it was read: the text, its format, and the text of every file it names."""
+
+    kind: Literal["yaml", "json", "toml"]
+    text: str
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Workflow:
     """A whole definition, and the template it came from."""
 
@@ -106,3 +115,5 @@ class Workflow:
     """The path of the template, as given."""
     digest: str = ""
     """SHA-256 (hex) over the template's bytes and those of every file it names."""
+    template: Template | None = None
+    """None where the workflow was not made from one: there is nothing to store then, and no resume."""

@@ -11,7 +11,7 @@ from typing import Final
 
 from sage_sandbox.errors import DefinitionError, Problem, UsageError
 from sage_sandbox.escaping import clip
-from sage_sandbox.workflow.definition import Workflow
+from sage_sandbox.workflow.definition import Template, Workflow
 from sage_sandbox.workflow.findings import Findings, invalid, refuse
 from sage_sandbox.workflow.parsing import FORMATS, SIZE_MAX, Format, parse
 from sage_sandbox.workflow.pausing import collector_paused
@@ -39,6 +39,32 @@ def load_text(
 ) -> Workflow:
     """Check a template that is already in memory; ``file:`` needs a ``base_folder``."""
     return _workflow_of(inspect_text(text, kind, source, base_folder), source)
+
+
+def load_stored(template: Template, source: str) -> Workflow:
+    """The workflow of a template that was read before; nothing is read from the disk."""
+    reader = SourceReader(None, template.files)
+    return _workflow_of(_inspect(template.text.encode(), template.kind, source, reader), source)
+
+
+def differs_on_disk(template: Template, source: str) -> tuple[str, ...]:
+    """The files of a template that are not what was read then: its own path, and names beneath its folder."""
+    path = Path(source)
+    changed = []
+    try:
+        if _read(path, SIZE_MAX[template.kind]) != template.text.encode():
+            changed.append(source)
+    except (DefinitionError, UsageError):
+        changed.append(source)
+    reader = SourceReader(path.parent)
+    for name, text in template.files.items():
+        try:
+            same = reader.read(name) == text
+        except ValueError:
+            same = False
+        if not same:
+            changed.append(name)
+    return tuple(changed)
 
 
 def _workflow_of(report: Report, source: str) -> Workflow:
@@ -83,8 +109,11 @@ def inspect_text(
 ) -> Report:
     """Like `load_text`, but an invalid template is a report too."""
     content = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    return _inspect(content, kind, source, SourceReader(None if base_folder is None else Path(base_folder)))
+
+
+def _inspect(content: bytes, kind: Format, source: str, reader: SourceReader) -> Report:
     findings = Findings()
-    reader = SourceReader(None if base_folder is None else Path(base_folder))
     from sage_sandbox.workflow.building import Builder  # loads pydantic
 
     try:
@@ -94,7 +123,8 @@ def inspect_text(
     except DefinitionError as error:
         return Report(None, error.problems, _NO_GRAPH)
     if workflow:
-        workflow = replace(workflow, source=source, digest=_digest(content, kind, reader.texts))
+        template = Template(kind, content.decode(), reader.texts)
+        workflow = replace(workflow, source=source, digest=_digest(content, kind, reader.texts), template=template)
     return Report(workflow, findings.problems(source, document.locator), graph)
 
 

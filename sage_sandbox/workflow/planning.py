@@ -63,6 +63,19 @@ def plan_edges(edges: Edges) -> Plan:
         )
 
 
+def descendants(workflow: Workflow, phases: Iterable[str]) -> set[str]:
+    """These phases, and all that depend on them, however far."""
+    dependents = _dependents({phase.id: phase.dependencies for phase in workflow.phases})
+    found: set[str] = set()
+    queue = [phase for phase in phases if phase in dependents]
+    while queue:
+        phase = queue.pop()
+        if phase not in found:
+            found.add(phase)
+            queue.extend(dependents[phase])
+    return found
+
+
 def measure(edges: Edges) -> dict[str, int]:
     """``nodes``, ``edges`` and ``depth`` of a graph that need not be sound: one with a cycle has no depth, 0."""
     try:

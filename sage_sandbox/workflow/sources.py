@@ -6,9 +6,10 @@ import ast
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from sage_sandbox.policy import MiB, format_size, is_hidden
@@ -21,11 +22,14 @@ _BLOCKS: Final = (ast.stmt, ast.ExceptHandler, ast.match_case)
 
 
 class SourceReader:
-    """Reads ``file:`` and ``files:`` beneath one folder; each file once, so that what was digested is what runs."""
+    """Reads ``file:`` and ``files:`` beneath one folder; each file once, so that what was digested is what runs.
 
-    def __init__(self, folder: Path | None) -> None:
+    ``known`` are texts that were read before, by name.
+    """
+
+    def __init__(self, folder: Path | None, known: Mapping[str, str] = MappingProxyType({})) -> None:
         self._folder = folder
-        self._texts: dict[str, str] = {}
+        self._texts = dict(known)
         self._total = 0
 
     @property

@@ -92,7 +92,7 @@ def test_blocked_phases_are_counted_at_the_end() -> None:
 
     assert lines(*blocked, RunSettled("id", "f", "failed", 2.0)) == [
         "⚠ 7 phases not started (p0, p1, p2, p3, p4 and 2 more)",
-        "✗ Workflow failed (2 sec) · resume is not available yet: run it again",
+        "✗ Workflow failed (2 sec) · nothing was saved",
     ]
 
 

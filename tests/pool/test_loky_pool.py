@@ -18,7 +18,8 @@ import sage_sandbox
 from sage_sandbox.errors import WorkerLost
 from sage_sandbox.pool import loky_pool
 from sage_sandbox.pool.loky_pool import LokyPool
-from sage_sandbox.pool.surroundings import SECRET_NAMES, safe_path, spawning, withhold
+from sage_sandbox.policy import SECRET_NAMES
+from sage_sandbox.pool.surroundings import safe_path, spawning, withhold
 
 ROOT = Path(sage_sandbox.__file__).parents[1]
 TESTS = Path(pool_calls.__file__).parent

@@ -48,6 +48,7 @@ def test_the_document_has_the_names_of_the_specification() -> None:
     assert made["success"] is False
     assert made["results"]["metrics"] == {
         "totalTime": 1250.0,
+        "restored": 0,
         "totalTokens": 0,
         "contextReloads": 0,
         "phaseCount": 2,

@@ -216,7 +216,7 @@ def test_a_parallel_phase_under_its_threshold_pauses() -> None:
         ("b", "", "blocked"),
         ("c", "", "blocked"),
     ]
-    assert "not available yet" in result.hint
+    assert "nothing was saved: run it again" == result.hint
 
 
 def test_a_failed_single_operation_fails_the_run() -> None:
@@ -444,11 +444,11 @@ def test_unset_means_nothing() -> None:
 def test_policies_limits_and_artifacts_are_passed_on() -> None:
     slots = FakeSlots()
     policy, limits = Policy(read=("/src",), env=("CI",)), Limits(pids=2)
-    options = {"policies": {KEY: policy}, "limits": {KEY: limits}, "artifacts_root": "/art", "environ": {"CI": "1"}}
+    options = {"policies": {KEY: policy}, "limits": {KEY: limits}, "artifacts": True, "environ": {"CI": "1"}}
     run(flow(single("a")), slots, require_cgroup=True, project="/", **options)
     job = slots.sent[0][1].job
 
-    assert (job.policy, job.limits, job.artifacts) == (policy, limits, "/art/test/a/op-1")
+    assert (job.policy, job.limits, job.artifacts) == (policy, limits, "/.sage/artifacts/test/a/op-1")
     assert (dict(job.env)["CI"], job.require_cgroup, job.project) == ("1", True, "/")
 
 

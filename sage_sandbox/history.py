@@ -1,0 +1,176 @@
+"""Which runs a project has, and how each stands: read without a lock, and without keeping anybody waiting."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+from sage_sandbox.control import NotAnswering, ask
+from sage_sandbox.disk.files import Folder
+from sage_sandbox.disk.locking import is_held
+from sage_sandbox.disk.places import ProjectPlace, project_place
+from sage_sandbox.errors import NoSuchRun, SageError
+from sage_sandbox.store.keys import Keys
+from sage_sandbox.store.layout import features_among, lock_name, state_folder
+from sage_sandbox.store.opening import open_keys
+from sage_sandbox.store.reading import read_run, read_state
+from sage_sandbox.store.records import RunStatus, State, progress
+
+LIVE_S: Final = 0.5
+"""How long a running process may take to say where it is; one that is stopped is not waited for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How one run stands. ``trouble`` says why it cannot be read; ``interrupted``: its process was killed."""
+
+    feature: str
+    status: RunStatus | Literal["unreadable"]
+    template: str = ""
+    run: str = ""
+    phase: str = ""
+    started_at: str = ""
+    updated_at: str = ""
+    progress: Mapping[str, int] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    errors: tuple[Mapping[str, Any], ...] = ()
+    phases: tuple[tuple[str, str], ...] = ()
+    interrupted: bool = False
+    trouble: str = ""
+
+
+class History:
+    """The runs of one project, as its user may read them. Close it."""
+
+    def __init__(self, project: Path, environ: Mapping[str, str] | None = None) -> None:
+        self._environ = os.environ if environ is None else environ
+        self._place: ProjectPlace | None = project_place(project, self._environ, make=False)
+        self._keys: Keys | None = None
+        self._folder: Folder | None = None
+        try:
+            self._folder = state_folder(project)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+
+    def features(self) -> list[str]:
+        """The features that have left anything."""
+        return features_among(self._folder.names()) if self._folder is not None else []
+
+    def all(self, status: str | None = None) -> Iterator[Standing]:
+        """Every run, or those of one status; what cannot be read is among them, saying why."""
+        for feature in self.features():
+            try:
+                found = self.of(feature)
+            except NoSuchRun:
+                continue  # it was put aside meanwhile
+            except SageError as error:
+                found = Standing(feature, "unreadable", trouble=error.message)
+            if status is None or found.status == status:
+                yield found
+
+    def of(self, feature: str, *, full: bool = False) -> Standing:
+        """One run. NoSuchRun, StateCorrupted, WrongKey; ``full`` looks at every checkpoint."""
+        if self._folder is None or self._place is None:
+            raise NoSuchRun(f"there is no run of {feature} in this project", "sage-sandbox list shows what there is")
+        held = is_held(self._folder, lock_name(feature))
+        state = read_state(self._folder, self._place, feature, self._found_keys())
+        if state.status == "running" and held:
+            return self._live(feature, state)
+        if state.status == "running" or full:
+            state = read_run(self._folder, self._place, feature, self._found_keys()).state
+        return _standing(state)
+
+    def close(self) -> None:
+        """Close the folders."""
+        if self._folder is not None:
+            self._folder.close()
+        if self._place is not None:
+            self._place.folder.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _live(self, feature: str, state: State) -> Standing:
+        """What the process says of itself; without an answer, what it wrote last."""
+        assert self._place is not None
+        found = replace(_standing(state), status="running", interrupted=False)
+        try:
+            said = ask(self._place.id, feature, {"do": "status"}, timeout_s=LIVE_S, environ=self._environ)
+        except NotAnswering:
+            return replace(found, trouble="the process does not answer: it may be stopped")
+        if not said or said.get("workflowId") != state.run:
+            return found
+        measured = said.get("progress")
+        completed = measured.get("completed") if isinstance(measured, dict) else None
+        if isinstance(completed, int):
+            found = replace(found, progress=progress(completed, len(state.phase_ids)))
+        return replace(found, phase=str(said.get("phase") or found.phase))
+
+    def _found_keys(self) -> Keys:
+        assert self._place is not None
+        if self._keys is None:
+            self._keys = open_keys(self._environ, self._place, make=False)
+        return self._keys
+
+
+def _standing(state: State) -> Standing:
+    interrupted = state.status == "running"
+    return Standing(
+        feature=state.feature,
+        status="paused" if interrupted else state.status,
+        template=state.template,
+        run=state.run,
+        phase=state.phase,
+        started_at=state.started_at,
+        updated_at=state.updated_at,
+        progress=state.progress,
+        metrics=state.metrics,
+        errors=state.errors,
+        phases=tuple(
+            (phase, state.checkpoints[phase].outcome if phase in state.checkpoints else "pending")
+            for phase in state.phase_ids
+        ),
+        interrupted=interrupted,
+    )
+
+
+def standing_document(standing: Standing, *, full: bool = False) -> dict[str, Any]:
+    """A run under the names of the specification."""
+    document = {
+        "feature": standing.feature,
+        "template": standing.template,
+        "workflowId": standing.run,
+        "phase": standing.phase,
+        "status": standing.status,
+        "startedAt": standing.started_at,
+        "lastUpdatedAt": standing.updated_at,
+        "progress": dict(standing.progress),
+        "metrics": dict(standing.metrics),
+        "errors": [dict(error) for error in standing.errors],
+        "interrupted": standing.interrupted,
+    }
+    if standing.trouble:
+        document["trouble"] = standing.trouble
+    if full:
+        document["phases"] = [{"id": phase, "status": outcome} for phase, outcome in standing.phases]
+    return document
+
+
+def wait_for(project: Path, feature: str, environ: Mapping[str, str] | None = None) -> None:
+    """Return once no process runs the feature (at once if none does)."""
+    place = project_place(project, environ, make=False)
+    if place is None:
+        return
+    with place.folder:
+        while True:
+            try:
+                ask(place.id, feature, {"do": "wait"}, timeout_s=3600.0, environ=environ)
+                return
+            except NotAnswering:
+                continue

@@ -1,0 +1,1 @@
+"""What leaves an operation: the one exit, in the worker that ran it."""
