@@ -349,7 +349,7 @@ Start = Callable[..., Runner]
 @contextmanager
 def _warmed(how: How) -> Iterator[Start]:
     """Start workers first: they come up while pydantic is loaded and the template is read."""
-    dispatcher = warm(str(how.project), parallel=how.slots)
+    dispatcher = warm(str(how.project), parallel=how.slots, environ=how.env)
 
     def start(
         workflow: Workflow,

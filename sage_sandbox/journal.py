@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sage_sandbox.audit.log import AuditLog, open_audit
-from sage_sandbox.disk.files import Folder
+from sage_sandbox.disk.files import Folder, sage_folder
 from sage_sandbox.disk.places import ProjectPlace
 from sage_sandbox.document import OperationResult, PhaseResult, RunResult, metrics_document
+from sage_sandbox.errors import SageError
+from sage_sandbox.events import Event, Observer
 from sage_sandbox.loop import Earlier
+from sage_sandbox.observe.log import Log
 from sage_sandbox.results.scrub import Scrubber
 from sage_sandbox.store import active, artifacts
 from sage_sandbox.store.keys import Keys
@@ -220,6 +223,13 @@ class Journal:
             )
         )
 
+    def log(self) -> Observer:
+        """What writes the run's lines of ``.sage/logs/orchestration.jsonl``; where that cannot be, nothing does."""
+        try:
+            return Log(sage_folder(self._project, "logs", make=True), self.feature, self.run)
+        except (OSError, SageError):
+            return _hear_nothing
+
     def close(self) -> None:
         """Off the list, and let go of the lock."""
         if self._state is not None:
@@ -249,6 +259,10 @@ class Journal:
     def _error(self, phase: str, operation: str, reason: str, message: str) -> dict[str, Any]:
         text, _ = self._scrubber.text(message)
         return {"phase": phase, "operation": operation, "reason": reason, "message": text[:1000]}
+
+
+def _hear_nothing(_: Event) -> None:
+    """Stand in for a log that cannot be written; the audit log has said why."""
 
 
 def without_secrets(definition: Definition, known: Sequence[str]) -> Definition:

@@ -25,6 +25,7 @@ from sage_sandbox.observe.listeners import Listeners
 from sage_sandbox.operations.base import Setting
 from sage_sandbox.operations.inputs import Results
 from sage_sandbox.policy import Limits, Policy, format_duration, parse_duration
+from sage_sandbox.results.scrub import known_values
 from sage_sandbox.settling import GOES_ON, Frontier, Stop, run_status
 from sage_sandbox.store.artifacts import publish
 from sage_sandbox.store.records import progress
@@ -59,11 +60,18 @@ def workflow_timeout(asked_s: float | None, workflow: Workflow, environ: Mapping
         raise UsageError(f"SAGE_WORKFLOW_TIMEOUT: {error}", "set it to 600000, for instance") from error
 
 
-def warm(project: str, *, parallel: int = PARALLEL_DEFAULT, slots: int = 1) -> Dispatcher:
+def warm(
+    project: str, *, parallel: int = PARALLEL_DEFAULT, slots: int = 1, environ: Mapping[str, str] | None = None
+) -> Dispatcher:
     """Start workers before the template is read; give the dispatcher to `Runner`, or close it."""
-    dispatcher = Dispatcher(os.path.realpath(project), parallel=parallel)
+    dispatcher = Dispatcher(os.path.realpath(project), parallel=parallel, secrets=_secrets(environ))
     dispatcher.grow(slots)
     return dispatcher
+
+
+def _secrets(environ: Mapping[str, str] | None) -> tuple[str, ...]:
+    """What workers look for in all that leaves them. What opens the state they are not told: it stays in here."""
+    return known_values(os.environ if environ is None else environ, state_keys=False)
 
 
 class Runner:
@@ -134,6 +142,7 @@ class Runner:
     def saved_by(self, journal: Journal) -> None:
         """Save what ends in a journal that has begun, or gone on with, a run; it is closed at the end."""
         self._journal = journal
+        self._tell.add(journal.log())
         self.workflow_id = journal.run
         self._terms = replace(self._terms, setting=replace(self._terms.setting, run=journal.run))
 
@@ -157,7 +166,8 @@ class Runner:
         workflow, kept = self._workflow, len(self._earlier.phases)
         operations = sum(len(phase.operations) for phase in workflow.phases)
         self._tell(RunStarted(self.workflow_id, self._feature, workflow.name, len(workflow.phases), operations, kept))
-        slots = self._slots or Dispatcher(self._terms.setting.project, parallel=self._parallel)
+        setting = self._terms.setting
+        slots = self._slots or Dispatcher(setting.project, parallel=self._parallel, secrets=_secrets(setting.environ))
         try:
             loop = self._loop = self._make_loop(slots)
             if self._cancelled:

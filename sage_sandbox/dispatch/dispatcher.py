@@ -8,7 +8,6 @@ not be made. A slot that waits while another holds work it has not begun gets th
 from __future__ import annotations
 
 import os
-import secrets
 import selectors
 import shutil
 import socket
@@ -21,6 +20,7 @@ from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from contextlib import suppress
 from pathlib import Path
+from secrets import compare_digest, token_bytes
 from typing import Any, Final
 
 from sage_sandbox.dispatch.links import Link
@@ -62,8 +62,9 @@ def inline_pool(initializer: Initializer, initargs: tuple[Any, ...]) -> Pool:
 class Dispatcher:
     """The slots of one run, from the first start to the last worker's end.
 
-    ``project`` is the folder that operations see as their working directory. `wake` may be called from a signal handler
-    or another thread; everything else belongs to the thread of the run.
+    ``project`` is the folder that operations see as their working directory, ``secrets`` are values that nothing they
+    leave may hold. `wake` may be called from a signal handler or another thread; everything else belongs to the thread
+    of the run.
     """
 
     def __init__(
@@ -73,17 +74,18 @@ class Dispatcher:
         parallel: int = 4,
         make_pool: MakePool = loky_pool,
         make_supervisor: MakeSupervisor = confined,
+        secrets: tuple[str, ...] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
-        self._token = secrets.token_bytes(channel.TOKEN_BYTES)
+        self._token = token_bytes(channel.TOKEN_BYTES)
         self._folder = _run_folder()
         self._listener = _listen(self._folder)
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._wakeup, selectors.EVENT_READ)
-        self._initargs = (self._listener.getsockname(), self._token, project, make_supervisor)
+        self._initargs = (self._listener.getsockname(), self._token, project, make_supervisor, secrets)
         self._ended: deque[tuple[Link, Future[None]]] = deque()
         self._news: list[News] = []
         self._pace = Pace()
@@ -238,7 +240,7 @@ class Dispatcher:
             return
         greeting = channel.read_hello(data)
         known = [link for link in self._links if link.slot.index == greeting.slot and link.state == "starting"]
-        if not known or not secrets.compare_digest(greeting.token, self._token):
+        if not known or not compare_digest(greeting.token, self._token):
             connection.close()
             return
         connection.settimeout(None)

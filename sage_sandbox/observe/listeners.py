@@ -15,6 +15,10 @@ class Listeners:
     def __init__(self, observers: Iterable[Observer]) -> None:
         self._observers = list(observers)
 
+    def add(self, observer: Observer) -> None:
+        """Have one more listen."""
+        self._observers.append(observer)
+
     def __call__(self, event: Event) -> None:
         """Tell every observer."""
         for observer in tuple(self._observers):

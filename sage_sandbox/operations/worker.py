@@ -31,6 +31,7 @@ from sage_sandbox.operations.channel import (
     receive,
 )
 from sage_sandbox.outcome import Outcome, rejected
+from sage_sandbox.results.scrub import Scrubber
 from sage_sandbox.sandbox.job import Job
 
 FAREWELL_S: Final = 2.0
@@ -65,11 +66,17 @@ def confined(project: str, slot: int) -> Supervisor:
 
 
 class Worker:
-    """A supervisor on a line: takes tasks from its slot, reports to the coordinator, obeys its listener."""
+    """A supervisor on a line: takes tasks from its slot, reports to the coordinator, obeys its listener.
 
-    def __init__(self, connection: socket.socket, supervisor: Supervisor, *, own_process: bool) -> None:
+    What an operation left goes no further than here with a secret in it that is known or looks like one.
+    """
+
+    def __init__(
+        self, connection: socket.socket, supervisor: Supervisor, scrubber: Scrubber, *, own_process: bool
+    ) -> None:
         self._connection = connection
         self._supervisor = supervisor
+        self._scrubber = scrubber
         self._own_process = own_process
         self._cancel_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._state = threading.Condition()
@@ -135,7 +142,7 @@ class Worker:
 
     def _finish(self, task: Task) -> Ended:
         started = time.monotonic()
-        outcome = self._run_one(task.job)
+        outcome = self._scrub(task.job, self._run_one(task.job))
         self._idle()
         return Ended(task.ticket, outcome, time.monotonic() - started)
 
@@ -154,6 +161,15 @@ class Worker:
             return rejected("error", error.message, error.hint)
         except Exception as error:  # noqa: BLE001 - a fault of ours: it costs this operation only, and is seen
             return rejected("error", f"the supervisor failed: {type(error).__name__}: {error}")
+
+    def _scrub(self, job: Job, outcome: Outcome) -> Outcome:
+        # What the user granted is for the operation, not for those who read what it left.
+        granted = [value for name, value in job.env if name in job.policy.env]
+        scrubber = self._scrubber.knowing(granted) if granted else self._scrubber
+        try:
+            return scrubber.outcome(outcome)[0]
+        except Exception as error:  # noqa: BLE001 - a fault of ours, and what was left is not to be seen then
+            return rejected("error", f"what it left could not be scrubbed: {type(error).__name__}")
 
     def _withdraw(self, order: Withdraw) -> None:
         with self._state:
@@ -186,8 +202,18 @@ def _withheld(error: SandboxUnavailable) -> Ready:
 _here = threading.local()
 
 
-def enter(slot: int, address: str, token: bytes, project: str, make: MakeSupervisor = confined) -> None:
-    """Initialize a worker: connect, prove who we are, prepare the sandbox, listen. Called by the pool; never raises."""
+def enter(
+    slot: int,
+    address: str,
+    token: bytes,
+    project: str,
+    make: MakeSupervisor = confined,
+    secrets: tuple[str, ...] = (),
+) -> None:
+    """Initialize a worker: connect, prove who we are, prepare the sandbox, listen. Called by the pool; never raises.
+
+    ``secrets`` are values that no outcome may hold.
+    """
     own_process = threading.current_thread() is threading.main_thread()
     if own_process:
         _settle_in()
@@ -199,7 +225,7 @@ def enter(slot: int, address: str, token: bytes, project: str, make: MakeSupervi
         # The coordinator ended while we were starting.
         connection.close()
         return
-    worker = Worker(connection, make(project, slot), own_process=own_process)
+    worker = Worker(connection, make(project, slot), Scrubber(secrets), own_process=own_process)
     _here.worker = worker
     threading.Thread(target=worker.listen, name="sage-listener", daemon=True).start()
     worker.prepare()

@@ -55,7 +55,7 @@ def jobs(monkeypatch):
     """The jobs that operations would have been confined for."""
     seen: list[Job] = []
 
-    def warm(project, *, parallel=4, slots=1):
+    def warm(project, *, parallel=4, slots=1, environ=None):
         make = partial(Scripted, jobs=seen)
         dispatcher = Dispatcher(project, parallel=parallel, make_pool=inline_pool, make_supervisor=make)
         dispatcher.grow(slots)

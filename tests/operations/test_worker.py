@@ -20,10 +20,10 @@ from sage_sandbox.operations.worker import Worker
 class Line:
     """The coordinator's end of a worker that lives in this process."""
 
-    def __init__(self, supervisor: InlineSupervisor) -> None:
+    def __init__(self, supervisor: InlineSupervisor, known: tuple[str, ...] = ()) -> None:
         self.socket, far = socket.socketpair()
         self.socket.settimeout(20)
-        self.worker = Worker(far, supervisor, own_process=False)
+        self.worker = Worker(far, supervisor, Scrubber(known), own_process=False)
         self.listener = threading.Thread(target=self.worker.listen)
         self.listener.start()
         self._frames = channel.Frames()
