@@ -187,7 +187,7 @@ def prepare_resume(
                 resolve_params(workflow, _typed(_known(definition.params, workflow))) if update else definition.params
             )
             review = _approve(workflow, _allowed(definition, how), how)
-            overrides = AskedLimits(**dict(definition.limits))
+            overrides = AskedLimits(**_known_limits(definition))
             timeout_s = definition.timeout_s if how.timeout_s is None else how.timeout_s
             kept = weigh(found, workflow, [checkpoint.phase for checkpoint in dropped])
             runner = start(workflow, feature, values, overrides, review, timeout_s, kept)
@@ -520,6 +520,12 @@ def _changes(definition: Definition) -> tuple[str, ...]:
     if not changed:
         return ()
     return (f"{', '.join(changed)} changed since; going on with what was stored (--update takes the new one)",)
+
+
+def _known_limits(definition: Definition) -> dict[str, Any]:
+    """The limits the user set when the run began, as far as this version knows them."""
+    names = AskedLimits.__dataclass_fields__
+    return {name: value for name, value in definition.limits.items() if name in names}
 
 
 def _require_state(project: Path, feature: str) -> None:

@@ -36,7 +36,7 @@ VERBS: Final = {
     ),
     "exec": Verb("sage_sandbox.cli.exec", "Run one command in the sandbox.", confines=True),
     "list": Verb("sage_sandbox.cli.list", "List the runs of this project: feature, status, progress, phase, start, template."),
-    "logs": Verb("sage_sandbox.cli.logs", "Show what happened in a run."),
+    "logs": Verb("sage_sandbox.cli.logs", "Show what happened in a run: phases, operations, failures, with their times."),
     "plan": Verb("sage_sandbox.cli.plan", "Draw the order of a workflow, and what it asks for."),
     "resume": Verb("sage_sandbox.cli.resume", "Go on with a run that was stopped, paused or killed.", confines=True),
     "run": Verb("sage_sandbox.cli.run", "Run a workflow, every operation in a sandbox of its own.", confines=True),

@@ -185,7 +185,7 @@ class Folder:
         self.close()
 
     def _of(self, name: str) -> str:
-        return str(Path(self.path, name))
+        return f"{self.path}/{name}"
 
     def _next(self, name: str, *, make: bool) -> Folder:
         try:

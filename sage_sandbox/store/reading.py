@@ -132,10 +132,12 @@ def _check_main(path: str, state: State, generation: int, anchor: Anchor | None)
 
 
 def _read_main(reader: Reader, below: Folder | None, anchor: Anchor | None) -> _Main:
+    trouble: StateCorrupted | None = None
+    damages: tuple[Damage, ...] = ()
     try:
         return _good_main(reader, anchor)
     except FileNotFoundError:
-        trouble, damages = None, ()
+        pass
     except RolledBack:
         raise
     except StateCorrupted as error:

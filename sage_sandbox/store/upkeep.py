@@ -124,7 +124,7 @@ def _named_right(opened: Opened, name: str) -> bool:
 
 def export(found: Found) -> dict[str, Any]:
     """A whole run as plain data, under the names of the specification: the state with every checkpoint in full."""
-    state = json.loads(encode_state(found.state))
+    state: dict[str, Any] = json.loads(encode_state(found.state))
     state["checkpoints"] = {phase: json.loads(encode_checkpoint(held)) for phase, held in found.checkpoints.items()}
     definition = found.definition
     state["definitionInForce"] = {

@@ -93,6 +93,8 @@ def _sentence(error: yaml.MarkedYAMLError) -> str:
     problem = error.problem or "it cannot be read"
     if "another document" in problem:
         return "only one YAML document is allowed"
+    if "maximum nesting depth" in problem:  # libyaml 0.2.6 counts by itself, and further down than we do
+        return f"nested deeper than {DEPTH_MAX} levels"
     if "cannot start any token" in problem:
         problem += " (indent with spaces; quote text that starts with @ or `)"
     return f"not YAML: {problem}" + (f", {error.context}" if error.context else "")

@@ -445,11 +445,11 @@ def test_policies_limits_and_artifacts_are_passed_on() -> None:
     slots = FakeSlots()
     policy, limits = Policy(read=("/src",), env=("CI",)), Limits(pids=2)
     options = {"policies": {KEY: policy}, "limits": {KEY: limits}, "artifacts": True, "environ": {"CI": "1"}}
-    run(flow(single("a")), slots, require_cgroup=True, project="/", **options)
+    run(flow(single("a")), slots, require_cgroup=True, project="/usr", **options)
     job = slots.sent[0][1].job
 
-    assert (job.policy, job.limits, job.artifacts) == (policy, limits, "/.sage/artifacts/test/a/op-1")
-    assert (dict(job.env)["CI"], job.require_cgroup, job.project) == ("1", True, "/")
+    assert (job.policy, job.limits, job.artifacts) == (policy, limits, "/usr/.sage/artifacts/test/a/op-1")
+    assert (dict(job.env)["CI"], job.require_cgroup, job.project) == ("1", True, "/usr")
 
 
 def test_short_memory_means_less_parallel_and_is_said_once() -> None:
