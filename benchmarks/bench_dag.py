@@ -49,7 +49,13 @@ def measure(scale: Scale) -> Iterator[Row]:
                 _LOKY: partial(_per_node, nodes, lambda edges=edges: run_graph(loky, edges, folder / "log")),
             }
             taken = take_turns(arms, rounds, warm_up=1 if nodes <= 1000 else 0)
-            yield row(name, taken[name], "ms", {other: taken[other] for other in (_LOKY, _UNSAVED)}, [_PER_NODE] if nodes >= 1000 else [])
+            yield row(
+                name,
+                taken[name],
+                "ms",
+                {other: taken[other] for other in (_LOKY, _UNSAVED)},
+                [_PER_NODE] if nodes >= 1000 else [],
+            )
             if smaller is not None and nodes > 1000:
                 yield row(
                     f"{nodes:,} nodes, ms a node, against the size before", taken[name], "ms", dict([smaller]), [_FLAT]

@@ -39,7 +39,9 @@ def measure(scale: Scale) -> Iterator[Row]:
             _LOKY: each(lambda: run_graph(loky, edges, folder / "log"), times),
         }
         taken = take_turns(arms, pick(scale, 15, 5, 1))
-    yield row(_WHAT, taken[_WHAT], "ms", {other: taken[other] for other in (_LOKY, _UNSAVED)}, [Aim("<= 15 ms (then 10)", 15)])
+    yield row(
+        _WHAT, taken[_WHAT], "ms", {other: taken[other] for other in (_LOKY, _UNSAVED)}, [Aim("<= 15 ms (then 10)", 15)]
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """How long after ``sage-sandbox resume`` is typed the first operation of a large run goes on.
 
 A run of 10,000 phases of which all but the last are committed, and whose process was killed: a whole new process finds
-the key, opens every checkpoint, says what is kept, starts workers and runs the last phase, which returns the time at which
-its own code ran. The floor is a cold ``run`` of one operation, which has none of that to read.
+the key, opens every checkpoint, says what is kept, starts workers and runs the last phase, which returns the time at
+which its own code ran. The floor is a cold ``run`` of one operation, which has none of that to read.
 """
 
 from __future__ import annotations

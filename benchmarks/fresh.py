@@ -27,7 +27,8 @@ def until_printed(
 ) -> Round:
     """A round that starts the program and takes the monotonic time it prints for its end.
 
-    ``environ`` is added to the environment. The clock is one for all processes of a machine, in every namespace that a sandbox makes.
+    ``environ`` is added to the environment. The clock is one for all processes of a machine, in every namespace that a
+    sandbox makes.
     """
 
     def measure() -> list[float]:

@@ -142,7 +142,7 @@ def run(
 
 
 class Saved:
-    """A project with a user of its own, whose runs are saved: encrypted, committed phase by phase, as the runner does."""
+    """A project with a user of its own, whose runs are saved: encrypted, phase by phase, as the runner does."""
 
     def __init__(self, folder: Path) -> None:
         self.project = str((folder / "project").resolve())

@@ -12,18 +12,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sage_sandbox.api import run
+    from sage_sandbox.api import resume, run
     from sage_sandbox.document import RunResult, document
     from sage_sandbox.errors import (
         DefinitionError,
         Interrupted,
+        Locked,
+        NoSuchRun,
         NotGranted,
         Problem,
         ReferenceMissing,
         SageError,
         SandboxUnavailable,
+        StateCorrupted,
+        StateTooNew,
+        StateUnwritable,
         UsageError,
         WorkerLost,
+        WrongKey,
     )
     from sage_sandbox.outcome import Outcome
     from sage_sandbox.policy import Grant, Limits, Policy
@@ -40,6 +46,8 @@ _HOMES = {
     "Grant": "policy",
     "Interrupted": "errors",
     "Limits": "policy",
+    "Locked": "errors",
+    "NoSuchRun": "errors",
     "NotGranted": "errors",
     "Outcome": "outcome",
     "Plan": "workflow.planning",
@@ -51,12 +59,17 @@ _HOMES = {
     "SageError": "errors",
     "Sandbox": "single",
     "SandboxUnavailable": "errors",
+    "StateCorrupted": "errors",
+    "StateTooNew": "errors",
+    "StateUnwritable": "errors",
     "UsageError": "errors",
     "WorkerLost": "errors",
     "Workflow": "workflow.definition",
+    "WrongKey": "errors",
     "document": "document",
     "load": "workflow.loading",
     "plan": "workflow.planning",
+    "resume": "api",
     "run": "api",
 }
 
@@ -65,6 +78,8 @@ __all__ = [
     "Grant",
     "Interrupted",
     "Limits",
+    "Locked",
+    "NoSuchRun",
     "NotGranted",
     "Outcome",
     "Plan",
@@ -76,13 +91,18 @@ __all__ = [
     "SageError",
     "Sandbox",
     "SandboxUnavailable",
+    "StateCorrupted",
+    "StateTooNew",
+    "StateUnwritable",
     "UsageError",
     "WorkerLost",
     "Workflow",
+    "WrongKey",
     "__version__",
     "document",
     "load",
     "plan",
+    "resume",
     "run",
 ]
 

@@ -1,4 +1,4 @@
-"""From a template's name, or a run that stopped, to a run: read, approved, locked and started without needless waiting."""
+"""From a template's name, or a run that stopped, to a run: read, approved, locked, started without waiting."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sage_sandbox.grants.review import Review
     from sage_sandbox.journal import Journal, Kept
     from sage_sandbox.store.reading import Found
-    from sage_sandbox.store.records import Checkpoint, Definition
+    from sage_sandbox.store.records import Definition
 
 FEATURE_MAX: Final = 64
 REQUIREMENTS: Final = ("memory=cgroup",)
@@ -168,34 +168,33 @@ def prepare_resume(
     """Get a run ready to go on: as `resume`, but ``how`` may name somebody to ask; ``digest`` as for `prepare`."""
     _check(how)
     check_feature(feature)
+    _require_state(how.project, feature)
     with _warmed(how) as start:
         from sage_sandbox.journal import weigh
-        from sage_sandbox.workflow.loading import load
-        from sage_sandbox.workflow.parameters import resolve_params
 
-        _require_state(how.project, feature)
         journal, notice = _open_journal(how, feature)
         with _closing(journal):
             found = journal.read()
-            stored = _stored_workflow(found.definition)
-            workflow = load(found.definition.source) if update else stored
-            _same_template(workflow, digest)
-            changed = () if update else _changes(found.definition)
-            dropped = _dropped(found, stored, workflow, from_phase)
             definition = found.definition
-            values = (
-                resolve_params(workflow, _typed(_known(definition.params, workflow))) if update else definition.params
-            )
+            stored = _stored_workflow(definition)
+            workflow, values = _updated(definition, stored) if update else (stored, definition.params)
+            _same_template(workflow, digest)
+            aside = _aside(found, stored, workflow, values, from_phase)
             review = _approve(workflow, _allowed(definition, how), how)
             overrides = AskedLimits(**_known_limits(definition))
             timeout_s = definition.timeout_s if how.timeout_s is None else how.timeout_s
-            kept = weigh(found, workflow, [checkpoint.phase for checkpoint in dropped])
+            kept = weigh(found, workflow, aside)
             runner = start(workflow, feature, values, overrides, review, timeout_s, kept)
+            notices = _said(notice, *_repairs(found), *([] if update else _changes(definition)), *review.notices)
+            if found.state.status == "completed" and workflow.digest == definition.digest and not kept.again:
+                journal.close()
+                runner.workflow_id = found.state.run
+                return Prepared(workflow, runner, notices, kept)
             number = max(definition.number, found.state.definition) + 1
             fresh = _definition(number, workflow, values, overrides, review, timeout_s, how.env) if update else None
-            journal.go_on(found, workflow, dropped, fresh)
+            journal.go_on(found, workflow, aside, fresh)
             runner.saved_by(journal)
-            return Prepared(workflow, runner, _said(notice, *_repairs(found), *changed, *review.notices), kept, journal)
+            return Prepared(workflow, runner, notices, kept, journal)
 
 
 # -- in a process of its own ---------------------------------------------------------------------------------------
@@ -245,8 +244,6 @@ def run_request(
 
 def resume_request(feature: str, how: How, *, from_phase: str | None = None, update: bool = False) -> dict[str, Any]:
     """As `run_request`, for `resume`."""
-    from sage_sandbox.workflow.loading import load
-
     _check(how)
     check_feature(feature)
     _require_state(how.project, feature)
@@ -255,8 +252,8 @@ def resume_request(feature: str, how: How, *, from_phase: str | None = None, upd
     with _closing(journal):
         found = journal.read()
         stored = _stored_workflow(found.definition)
-        workflow = load(found.definition.source) if update else stored
-        _dropped(found, stored, workflow, from_phase)
+        workflow, values = _updated(found.definition, stored) if update else (stored, found.definition.params)
+        _aside(found, stored, workflow, values, from_phase)
         review = _approve(workflow, _allowed(found.definition, how), how)
     journal.close()
     return {
@@ -362,7 +359,7 @@ def _warmed(how: How) -> Iterator[Start]:
     ) -> Runner:
         from sage_sandbox.grants.limits import machine_ceilings, workflow_limits
 
-        _check_artifacts_place(how.project, feature)
+        _check_place(how.project, feature)
         return Runner(
             workflow,
             feature=feature,
@@ -430,6 +427,7 @@ def _open_journal(how: How, feature: str) -> tuple[Journal, str]:
     from sage_sandbox.results.scrub import known_values
     from sage_sandbox.store.opening import open_keys
 
+    _check_place(how.project, feature)
     place = project_place(how.project, how.env)
     keys = open_keys(how.env, place, ask_passphrase=how.ask_passphrase)
     return Journal.open(how.project, place, feature, keys, known_values(how.env))
@@ -473,9 +471,8 @@ def _definition(
     environ: Mapping[str, str],
 ) -> Definition:
     from sage_sandbox.journal import utc_now, without_secrets
-    from sage_sandbox.store.records import Definition
-
     from sage_sandbox.results.scrub import known_values
+    from sage_sandbox.store.records import Definition
 
     assert workflow.template is not None
     definition = Definition(
@@ -529,9 +526,14 @@ def _known_limits(definition: Definition) -> dict[str, Any]:
 
 
 def _require_state(project: Path, feature: str) -> None:
-    """NoSuchRun where nothing was ever saved: then nothing is made there either."""
-    if not os.path.lexists(project / ".sage" / "state"):
-        raise NoSuchRun(f"there is no run of {feature} in this project", "sage-sandbox list shows what there is")
+    """NoSuchRun where nothing of that name was ever saved: then nothing is made there either."""
+    from sage_sandbox.store.layout import features_among, state_folder
+
+    _check_place(project, feature)
+    with suppress(FileNotFoundError), state_folder(project) as folder:
+        if feature in features_among(folder.names()):
+            return
+    raise NoSuchRun(f"there is no run of {feature} in this project", "sage-sandbox list shows what there is")
 
 
 def _allowed(definition: Definition, how: How) -> tuple[Grant, ...]:
@@ -539,12 +541,21 @@ def _allowed(definition: Definition, how: How) -> tuple[Grant, ...]:
     return tuple(dict.fromkeys((*(parse_grant(text) for text in definition.grants), *how.allow)))
 
 
-def _known(params: Mapping[str, Any], workflow: Workflow) -> dict[str, Any]:
-    return {name: value for name, value in params.items() if name in workflow.parameters}
+def _updated(definition: Definition, stored: Workflow) -> tuple[Workflow, Mapping[str, Any]]:
+    """The template as it is on disk now, and its parameters: as they were given, by default as it says now."""
+    from sage_sandbox.workflow.changes import parameters_left
+    from sage_sandbox.workflow.loading import load
+    from sage_sandbox.workflow.parameters import resolve_params
+
+    workflow = load(definition.source)
+    return workflow, resolve_params(workflow, _typed(parameters_left(stored, workflow, definition.params)))
 
 
-def _dropped(found: Found, stored: Workflow, workflow: Workflow, from_phase: str | None) -> list[Checkpoint]:
-    """The checkpoints that no longer count: of ``from_phase`` and what follows it, and of what an update changed."""
+def _aside(
+    found: Found, stored: Workflow, workflow: Workflow, values: Mapping[str, Any], from_phase: str | None
+) -> dict[str, str]:
+    """Why phases no longer count whose checkpoints may be there: the user said so, or an update changed them."""
+    from sage_sandbox.workflow.changes import changed_phases
     from sage_sandbox.workflow.planning import descendants
 
     ids = [phase.id for phase in workflow.phases]
@@ -552,30 +563,23 @@ def _dropped(found: Found, stored: Workflow, workflow: Workflow, from_phase: str
         raise UsageError(
             f"there is no phase {from_phase!r} in {workflow.name}", f"its phases are {', '.join(ids[:20])}"
         )
-    starts = _changed_phases(stored, workflow) | ({from_phase} if from_phase is not None else set())
-    gone = descendants(workflow, starts) | (found.checkpoints.keys() - set(ids))
-    return [checkpoint for phase, checkpoint in found.checkpoints.items() if phase in gone]
-
-
-def _changed_phases(stored: Workflow, workflow: Workflow) -> set[str]:
-    before = {phase.id: _without_lines(phase) for phase in stored.phases}
-    return {phase.id for phase in workflow.phases if before.get(phase.id) != _without_lines(phase)}
-
-
-def _without_lines(phase: Any) -> Any:
-    """A phase without where it stands in its file, and without what does not change what it does."""
-    return replace(phase, name="", operations=tuple(replace(operation, line=0) for operation in phase.operations))
+    before = found.definition.params
+    starts = changed_phases(stored, workflow, {name for name in values if values[name] != before.get(name)})
+    if from_phase is not None:
+        starts[from_phase] = "as you asked"
+    after = dict.fromkeys(descendants(workflow, starts), "it follows from what runs again")
+    gone = dict.fromkeys(found.checkpoints.keys() - set(ids), "it is not in the template any more")
+    return {**gone, **after, **starts}
 
 
 def _repairs(found: Found) -> Iterator[str]:
     if found.source != "state":
-        done = found.state.progress["completed"]
-        how = {"backup": "from its backup", "checkpoints": "from its checkpoints"}[found.source]
-        yield f"workflow state corrupted, restored {how} · {done} phases are kept (last valid checkpoint)"
+        where = {"backup": "backup", "checkpoints": "the checkpoints"}[found.source]
+        done, total = found.state.progress["completed"], found.state.progress["total"]
+        yield f"Workflow state corrupted, restoring from {where} · ✓ restored to phase {done} of {total}"
     for damage in found.damages:
-        yield f"{damage.message}; it is kept in .sage/state/aside" + (
-            f", {damage.phase} runs again" if damage.phase else ""
-        )
+        again = f", {damage.phase} runs again" if damage.phase else ""
+        yield f"{damage.message}: it is kept in .sage/state/aside{again}"
 
 
 def _said(*notices: str) -> tuple[str, ...]:
@@ -594,8 +598,8 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:FEATURE_MAX].rstrip("-") or "workflow"
 
 
-def _check_artifacts_place(project: Path, feature: str) -> None:
-    """UsageError if the project has put something else where artifacts go than folders of its own."""
+def _check_place(project: Path, feature: str) -> None:
+    """UsageError if the project has put something else where state and artifacts go than folders of its own."""
     root = project / ".sage" / "artifacts"
     for place in (root.parent, root, root / feature):
         if place.is_symlink() or (place.exists() and not place.is_dir()):

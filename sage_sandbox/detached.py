@@ -208,11 +208,15 @@ def _await(fd: int, event: int, until: float) -> None:
 
 def _end(process: subprocess.Popen[bytes], *, at_once: bool = False) -> None:
     """See to it that it has ended: by itself, by SIGTERM, which a run that has begun obeys in order, or by force."""
-    for number in (*(() if at_once else (0,)), signal.SIGTERM, signal.SIGKILL):
+    for number in (*(() if at_once else (0,)), signal.SIGTERM):
         process.send_signal(number)
-        with suppress(subprocess.TimeoutExpired):
+        try:
             process.wait(END_S)
-            return
+        except subprocess.TimeoutExpired:
+            continue
+        return
+    process.kill()
+    process.wait()
 
 
 def _reap_later(process: subprocess.Popen[bytes]) -> None:

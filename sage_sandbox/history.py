@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -12,15 +14,19 @@ from sage_sandbox.control import NotAnswering, ask
 from sage_sandbox.disk.files import Folder
 from sage_sandbox.disk.locking import is_held
 from sage_sandbox.disk.places import ProjectPlace, project_place
-from sage_sandbox.errors import NoSuchRun, SageError
+from sage_sandbox.errors import NoSuchRun, SageError, StateCorrupted
 from sage_sandbox.store.keys import Keys
 from sage_sandbox.store.layout import features_among, lock_name, state_folder
 from sage_sandbox.store.opening import open_keys
-from sage_sandbox.store.reading import read_run, read_state
+from sage_sandbox.store.reading import ADOPT_HINT, read_run, read_state
 from sage_sandbox.store.records import RunStatus, State, progress
 
 LIVE_S: Final = 0.5
 """How long a running process may take to say where it is; one that is stopped is not waited for."""
+
+
+PATIENCE_S: Final = 3600.0
+POLL_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +51,15 @@ class Standing:
 class History:
     """The runs of one project, as its user may read them. Close it."""
 
-    def __init__(self, project: Path, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        project: Path,
+        environ: Mapping[str, str] | None = None,
+        *,
+        ask_passphrase: Callable[[], str] | None = None,
+    ) -> None:
         self._environ = os.environ if environ is None else environ
+        self._ask_passphrase = ask_passphrase
         self._place: ProjectPlace | None = project_place(project, self._environ, make=False)
         self._keys: Keys | None = None
         self._folder: Folder | None = None
@@ -68,20 +81,25 @@ class History:
                 continue  # it was put aside meanwhile
             except SageError as error:
                 found = Standing(feature, "unreadable", trouble=error.message)
+            except OSError as error:
+                found = Standing(feature, "unreadable", trouble=str(error))
             if status is None or found.status == status:
                 yield found
 
     def of(self, feature: str, *, full: bool = False) -> Standing:
         """One run. NoSuchRun, StateCorrupted, WrongKey; ``full`` looks at every checkpoint."""
-        if self._folder is None or self._place is None:
+        if self._folder is None or (self._place is None and feature not in self.features()):
             raise NoSuchRun(f"there is no run of {feature} in this project", "sage-sandbox list shows what there is")
-        held = is_held(self._folder, lock_name(feature))
+        if self._place is None:
+            message = f"the state in {self._folder.path} was not made here by this user"
+            raise StateCorrupted(message, ADOPT_HINT, self._folder.path)
         state = read_state(self._folder, self._place, feature, self._found_keys())
-        if state.status == "running" and held:
-            return self._live(feature, state)
-        if state.status == "running" or full:
+        runs = state.status == "running" and self._is_running(feature)
+        if full or (state.status == "running" and not runs):
+            # Where nobody runs it: it was killed, or has ended since.
             state = read_run(self._folder, self._place, feature, self._found_keys()).state
-        return _standing(state)
+            runs = state.status == "running" and self._is_running(feature)
+        return self._live(feature, state) if runs else _standing(state)
 
     def close(self) -> None:
         """Close the folders."""
@@ -95,6 +113,10 @@ class History:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _is_running(self, feature: str) -> bool:
+        assert self._folder is not None
+        return is_held(self._folder, lock_name(feature))
 
     def _live(self, feature: str, state: State) -> Standing:
         """What the process says of itself; without an answer, what it wrote last."""
@@ -115,7 +137,8 @@ class History:
     def _found_keys(self) -> Keys:
         assert self._place is not None
         if self._keys is None:
-            self._keys = open_keys(self._environ, self._place, make=False)
+            ask_once, self._ask_passphrase = self._ask_passphrase, None
+            self._keys = open_keys(self._environ, self._place, ask_passphrase=ask_once, make=False)
         return self._keys
 
 
@@ -162,15 +185,22 @@ def standing_document(standing: Standing, *, full: bool = False) -> dict[str, An
     return document
 
 
-def wait_for(project: Path, feature: str, environ: Mapping[str, str] | None = None) -> None:
-    """Return once no process runs the feature (at once if none does)."""
+def wait_for(
+    project: Path,
+    feature: str,
+    environ: Mapping[str, str] | None = None,
+    *,
+    pause: Callable[[float], None] = time.sleep,
+) -> None:
+    """Return once no process runs the feature (at once if none does).
+
+    The process is asked to say when it has ended; while it does not listen (yet), its lock is looked at.
+    """
     place = project_place(project, environ, make=False)
     if place is None:
         return
-    with place.folder:
-        while True:
-            try:
-                ask(place.id, feature, {"do": "wait"}, timeout_s=3600.0, environ=environ)
-                return
-            except NotAnswering:
-                continue
+    with place.folder, suppress(FileNotFoundError), state_folder(project) as folder:
+        while is_held(folder, lock_name(feature)):
+            with suppress(NotAnswering):
+                ask(place.id, feature, {"do": "wait"}, timeout_s=PATIENCE_S, environ=environ)
+            pause(POLL_S)

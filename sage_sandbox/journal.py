@@ -8,17 +8,20 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from sage_sandbox.audit.log import AuditLog, open_audit
-from sage_sandbox.disk.files import Folder, sage_folder
+from sage_sandbox.disk.files import Folder, sage_folder, unwritable
 from sage_sandbox.disk.places import ProjectPlace
 from sage_sandbox.document import OperationResult, PhaseResult, RunResult, metrics_document
-from sage_sandbox.errors import SageError
+from sage_sandbox.errors import SageError, StateUnwritable
 from sage_sandbox.events import Event, Observer
 from sage_sandbox.loop import Earlier
 from sage_sandbox.observe.log import Log
@@ -32,15 +35,24 @@ from sage_sandbox.store.runs import RunStore
 from sage_sandbox.workflow.definition import Workflow
 
 if TYPE_CHECKING:
-    from sage_sandbox.events import PhaseStatus
+    from sage_sandbox.events import PhaseStatus, RunStatus
 
+NAMES_SHOWN: Final = 5
 ERRORS_KEPT: Final = 100
 """How many errors the main file lists; each checkpoint has its own."""
 
 
 def utc_now() -> str:
     """The time as the records have it: ISO 8601, UTC, milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return _stamp(datetime.now(UTC))
+
+
+def _before(time: str, seconds: float) -> str:
+    return _stamp(datetime.fromisoformat(time) - timedelta(seconds=seconds))
+
+
+def _stamp(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +62,8 @@ class Kept:
     earlier: Earlier
     again: tuple[tuple[str, str], ...]
     """Phase id and reason, in the order of the definition."""
+    gone: tuple[tuple[str, str], ...] = ()
+    """The same of phases that were done and are no part of the workflow any more."""
 
 
 class Journal:
@@ -121,9 +135,10 @@ class Journal:
         self._began(state)
 
     def go_on(
-        self, found: Found, workflow: Workflow, dropped: Sequence[Checkpoint], definition: Definition | None = None
+        self, found: Found, workflow: Workflow, aside: Collection[str] = (), definition: Definition | None = None
     ) -> None:
-        """Resume a run without the ``dropped`` checkpoints; a new ``definition`` takes the old one's place."""
+        """Resume a run without the phases ``aside``; a new ``definition`` takes the old one's place."""
+        dropped = [checkpoint for phase, checkpoint in found.checkpoints.items() if phase in aside]
         self.run = found.state.run
         text = f"resume {workflow.name}"
         self._note("resume", text, {"dropped": [checkpoint.phase for checkpoint in dropped]})
@@ -134,8 +149,7 @@ class Journal:
         self._store.adopt(found)
         if definition is not None:
             self._store.define(definition)
-        gone = {checkpoint.phase for checkpoint in dropped}
-        self._marks = {phase: held for phase, held in found.checkpoints.items() if phase not in gone}
+        self._marks = {phase: held for phase, held in found.checkpoints.items() if phase not in aside}
         now = self._now()
         state = replace(
             found.state,
@@ -166,7 +180,7 @@ class Journal:
     # -- while it runs -------------------------------------------------------------------------------------------
 
     def commit(self, results: Sequence[PhaseResult]) -> int:
-        """Make phases that ended durable, together; how many secrets the second net found in them (0 if all is well)."""
+        """Make phases that ended durable, together; how many secrets the second net found (0 if all is well)."""
         written = [result for result in results if self.saves or result.status != "cancelled"]
         hits = 0
         checkpoints = []
@@ -177,11 +191,17 @@ class Journal:
             checkpoint, found = self._checkpoint(result)
             checkpoints.append(checkpoint)
             hits += found
-        for checkpoint in self._store.commit(checkpoints):
+        for checkpoint in self._store.commit(checkpoints) if checkpoints else ():
             self._marks[checkpoint.phase] = checkpoint
             self._last_phase = checkpoint.phase
-            artifacts.publish(self._project, self.feature, checkpoint.phase, checkpoint.operations)
+            self._publish(checkpoint)
         return hits
+
+    def _publish(self, checkpoint: Checkpoint) -> None:
+        try:
+            artifacts.publish(self._project, self.feature, checkpoint.phase, checkpoint.operations)
+        except OSError as error:
+            raise unwritable(error, str(self._project / ".sage" / "artifacts" / self.feature)) from error
 
     def _note_violations(self, result: PhaseResult) -> None:
         for operation in result.operations:
@@ -197,29 +217,39 @@ class Journal:
             hits += found.count
             operations.append((operation.id, outcome))
         now = self._now()
-        return Checkpoint(result.id, 0, 0, result.status, tuple(operations), now, now, result.duration_s), hits
+        began = _before(now, result.duration_s)
+        return Checkpoint(result.id, 0, 0, result.status, tuple(operations), began, now, result.duration_s), hits
 
     # -- at the end ----------------------------------------------------------------------------------------------
 
     def end(self, result: RunResult) -> None:
         """Write down how the run ended."""
-        assert self._state is not None
         kind = "cancel" if result.status == "cancelled" else "stop"
         self._audit.reduce(kind, f"{result.workflow} {result.status}", run=self.run, feature=self.feature)
+        errors = (self._error(item.phase, item.operation, item.reason, item.message) for item in result.errors)
+        self._save_end(result.status, tuple(islice(errors, ERRORS_KEPT)), self._metrics(result))
+
+    def fail(self, error: SageError) -> None:
+        """Write down that the run was broken off, as far as that can be; what is done stays, and it can be resumed."""
+        self._audit.reduce("error", error.message, run=self.run, feature=self.feature)
+        if not isinstance(error, StateUnwritable):
+            assert self._state is not None
+            with suppress(StateUnwritable):
+                self._save_end("failed", (self._error("", "", "error", error.message),), self._state.metrics)
+
+    def _save_end(self, status: RunStatus, errors: tuple[Mapping[str, Any], ...], metrics: Mapping[str, Any]) -> None:
+        assert self._state is not None
         now = self._now()
         *before, session = self._state.sessions
         self._save(
             replace(
                 self._state,
-                status=result.status,
+                status=status,
                 phase=self._last_phase or self._state.phase,
                 updated_at=now,
-                metrics=self._metrics(result),
-                errors=tuple(
-                    self._error(error.phase, error.operation, error.reason, error.message)
-                    for error in result.errors[:ERRORS_KEPT]
-                ),
-                sessions=(*before, replace(session, ended_at=now, status=result.status)),
+                metrics=metrics,
+                errors=errors,
+                sessions=(*before, replace(session, ended_at=now, status=status)),
             )
         )
 
@@ -232,11 +262,13 @@ class Journal:
 
     def close(self) -> None:
         """Off the list, and let go of the lock."""
-        if self._state is not None:
-            with self._state_folder() as folder:
-                active.withdraw(folder, self.feature)
-        self._audit.close()
-        self._store.close()
+        try:
+            if self._state is not None:
+                with suppress(OSError, SageError), self._state_folder() as folder:  # somebody removed it meanwhile
+                    active.withdraw(folder, self.feature)
+            self._audit.close()
+        finally:
+            self._store.close()
 
     # -- inside --------------------------------------------------------------------------------------------------
 
@@ -287,21 +319,26 @@ def _no_metrics(phases: int) -> dict[str, Any]:
 # -- what a resume keeps -------------------------------------------------------------------------------------------
 
 
-def weigh(found: Found, workflow: Workflow, dropped: Sequence[str] = ()) -> Kept:
-    """What of an earlier process counts: done phases whole, of the others the operations that were fulfilled."""
+def weigh(found: Found, workflow: Workflow, aside: Mapping[str, str] = MappingProxyType({})) -> Kept:
+    """What of an earlier process counts: done phases whole, of the others the operations that were fulfilled.
+
+    ``aside`` says why nothing of some phases does.
+    """
     phases: dict[str, PhaseResult] = {}
     kept: dict[str, dict[str, Any]] = {}
     again: list[tuple[str, str]] = []
     damaged = {damage.phase for damage in found.damages}
     for phase in workflow.phases:
-        held = None if phase.id in dropped else found.checkpoints.get(phase.id)
+        held = None if phase.id in aside else found.checkpoints.get(phase.id)
         if held is not None and goes_on(held.outcome):
             phases[phase.id] = _restored(phase.id, phase.name, held, single=phase.single)
             continue
         if held is not None:
             kept[phase.id] = {name: outcome for name, outcome in held.operations if outcome.ok}
-        again.append((phase.id, _why(phase.id, held, dropped, damaged)))
-    return Kept(Earlier(phases, kept), tuple(again))
+        again.append((phase.id, aside.get(phase.id) or _why(held, damaged=phase.id in damaged)))
+    ids = {phase.id for phase in workflow.phases}
+    gone = tuple((phase, why) for phase, why in aside.items() if phase not in ids)
+    return Kept(Earlier(phases, kept), tuple(again), gone)
 
 
 def _restored(phase_id: str, name: str, held: Checkpoint, *, single: bool) -> PhaseResult:
@@ -310,10 +347,13 @@ def _restored(phase_id: str, name: str, held: Checkpoint, *, single: bool) -> Ph
     return PhaseResult(phase_id, name, status, single, operations, None, held.duration_s, restored=True)
 
 
-def _why(phase: str, held: Checkpoint | None, dropped: Sequence[str], damaged: set[str]) -> str:
-    if phase in dropped:
-        return "set aside"
+def _why(held: Checkpoint | None, *, damaged: bool) -> str:
     if held is None:
-        return "its checkpoint was damaged" if phase in damaged else "did not end before"
+        return "its checkpoint was damaged" if damaged else "it did not end before"
     rejected = [name for name, outcome in held.operations if not outcome.ok]
-    return f"{held.outcome}: {len(rejected)} of {len(held.operations)} again ({', '.join(rejected[:5])})"
+    return f"{held.outcome}: {len(rejected)} of {len(held.operations)} again ({_some(rejected)})"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

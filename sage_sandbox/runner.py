@@ -114,6 +114,7 @@ class Runner:
         self._feature = feature
         self._tell = Listeners((self._count, *observers))
         self._journal: Journal | None = None
+        self._server: Server | None = None
         self._earlier = earlier or Earlier()
         self._completed = len(self._earlier.phases)
         self._phase = ""
@@ -140,8 +141,12 @@ class Runner:
         self._cancelled = False
 
     def saved_by(self, journal: Journal) -> None:
-        """Save what ends in a journal that has begun, or gone on with, a run; it is closed at the end."""
+        """Save what ends in a journal that has begun, or gone on with, a run; it is closed at the end.
+
+        From now on other processes can ask and cancel the run.
+        """
         self._journal = journal
+        self._server = self._serve(journal)
         self._tell.add(journal.log())
         self.workflow_id = journal.run
         self._terms = replace(self._terms, setting=replace(self._terms.setting, run=journal.run))
@@ -150,15 +155,17 @@ class Runner:
         """Run to the end. Raises SandboxUnavailable if this machine cannot confine; leaves no process in any case."""
         if self._journal is None:
             return self._run()
-        server = self._serve(self._journal)
         try:
             result = self._run()
-            if server is not None:
-                server.finish(_farewell(result, saved=self._journal.saves))
+            if self._server is not None:
+                self._server.finish(_farewell(result, saved=self._journal.saves))
             return result
+        except SageError as error:
+            self._journal.fail(error)
+            raise
         finally:
-            if server is not None:
-                server.close()
+            if self._server is not None:
+                self._server.close()
             self._journal.close()
 
     def _run(self) -> RunResult:

@@ -24,8 +24,11 @@ def cancel_on_signals(*, interrupt: bool = True) -> Iterator[int]:
 
 @contextmanager
 def cancelled_by_signals(cancel: Callable[[], None]) -> Iterator[None]:
-    """While this lasts, Ctrl-C, SIGTERM and a closed terminal call ``cancel`` instead of ending the process."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    """While this lasts, Ctrl-C, SIGTERM and a closed terminal call ``cancel`` instead of ending the process.
+
+    What is ignored stays so: that is how nohup(1), and a process that was detached, outlive a terminal.
+    """
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, lambda *_: cancel()) for number in numbers}
     try:
         yield

@@ -37,9 +37,7 @@ def wait_together(executor: Executor, waits: Sequence[float]) -> float:
     return time.monotonic() - started
 
 
-def run_graph(
-    executor: Executor, edges: Mapping[str, tuple[str, ...]], log: Path | None = None
-) -> dict[str, Any]:
+def run_graph(executor: Executor, edges: Mapping[str, tuple[str, ...]], log: Path | None = None) -> dict[str, Any]:
     """Run every node as soon as its dependencies are done, with their results; all results.
 
     ``log``: a line of JSON for each node is appended there and fsynced before its dependents start.
@@ -63,9 +61,7 @@ def run_graph(
     while len(results) < len(edges):
         node, future = ended.get()
         results[node] = future.result()
-        if lines is not None:
-            os.write(lines, json.dumps({node: results[node]}).encode() + b"\n")
-            os.fsync(lines)
+        _note(lines, node, results[node])
         for dependent in dependents[node]:
             missing[dependent] -= 1
             if not missing[dependent]:
@@ -73,6 +69,13 @@ def run_graph(
     if lines is not None:
         os.close(lines)
     return results
+
+
+def _note(lines: int | None, node: str, result: int) -> None:
+    """Make a result durable in the plainest way."""
+    if lines is not None:
+        os.write(lines, json.dumps({node: result}).encode() + b"\n")
+        os.fsync(lines)
 
 
 def _put(ended: queue.SimpleQueue[tuple[str, Future[int]]], node: str, future: Future[int]) -> None:

@@ -124,7 +124,7 @@ def parse(raw: bytes) -> Entry | None:
         return None
     if not isinstance(found, dict):
         return None
-    fields = {name: found.get(name) for name in _FIELDS}
+    fields: dict[str, Any] = {name: found.get(name) for name in _FIELDS}
     if any(type(fields[name]) is not kind for name, kind in _FIELDS.items()):
         return None
     return Entry(**fields)

@@ -82,24 +82,27 @@ class AuditLog:
     def reduce(
         self, kind: str, text: str, *, run: str = "", feature: str = "", data: Mapping[str, Any] | None = None
     ) -> None:
-        """Write an entry about something that only reduces: it never waits and never fails; it may come a little later."""
+        """Write an entry about what only reduces: it never waits and never fails; it may come a little later."""
         self._waiting.append(draft(stamp(self._now()), kind, text, run=run, feature=feature, data=data))
         with suppress(SageError, OSError), acquire(self._folder, LOCK, wait_s=0, who="audit"):
             self._append(tuple(self._waiting))
 
     def begin_anew(self, key: bytes, aside: str, text: str) -> None:
-        """Put the log aside under a name of its own and start another one, with a new key, that says so."""
-        with acquire(self._folder, LOCK, wait_s=LOCK_WAIT_S, who="audit"), self._folder.below(ASIDE, make=True) as other:
-            self._catch_up()
-            last = self._at
-            os.fsync(self._fd)
-            self._folder.rename(LOG, other, aside)
-            other.sync()
-            self._reopen()
-            self._at, self._key = BEGINNING, key
-            write_head(self._head, BEGINNING, sync=True)
-            entry = draft(stamp(self._now()), "rekey", text, data={"log": aside, "entries": last.seq, "mac": last.mac})
-            self._append((entry,), durable=True)
+        """Go on under another key: the log so far is kept as ``aside``, and a line stands for it, as for what is pruned.
+
+        Killed in between, there is the old log or the new one.
+        """
+        try:
+            with acquire(self._folder, LOCK, wait_s=LOCK_WAIT_S, who="audit"):
+                self._catch_up()
+                with self._folder.below(ASIDE, make=True) as other:
+                    other.write_new(aside, b"".join(raw_lines(self._fd)))
+                    other.sync()
+                line = draft(stamp(self._now()), PRUNED, f"{text}; the entries before are in {ASIDE}/{aside}")
+                self._key = key
+                self._replace(replace(line, seq=self._at.seq, previous=self._at.mac), [])
+        except OSError as error:
+            raise unwritable(error, f"{self._folder.path}/{LOG}") from error
 
     def prune(self, older_than: timedelta) -> None:
         """Drop the entries that are older, at most once a day; the chain goes on from a line that stands for them."""
@@ -112,18 +115,13 @@ class AuditLog:
             dropped: list[bytes] = []
             while kept and (entry := parse(kept[0])) is not None and entry.time < stamp(oldest):
                 dropped.append(kept.pop(0))
-            last = next((line for raw in reversed(dropped) if (line := read(raw, self._key))), None)
+            last = next((found for raw in reversed(dropped) if (found := read(raw, self._key))), None)
             if last is None:
                 return
-            count = sum((found := parse(raw)) is not None and found.kind != PRUNED for raw in dropped)
+            count = sum((gone := parse(raw)) is not None and gone.kind != PRUNED for raw in dropped)
             text = f"{count} entries from before {stamp(oldest)[:10]} were dropped"
-            line = replace(draft(stamp(self._now()), PRUNED, text), seq=last.entry.seq, previous=last.link)
-            data = seal(line, self._key)[0] + b"".join(kept)
-            self._folder.write_new(LOG, data)
-            self._folder.sync()
-            self._reopen()
-            self._at = self._at._replace(size=len(data)) if kept else Position(line.seq, line.previous, len(data))
-            write_head(self._head, self._at, sync=True)
+            line = draft(stamp(self._now()), PRUNED, text)
+            self._replace(replace(line, seq=last.entry.seq, previous=last.link), kept)
 
     def close(self) -> None:
         """Write what waited, if that can be, and close the files."""
@@ -185,6 +183,15 @@ class AuditLog:
         # What the head knows of was written: if it is gone, the gap stays visible.
         self._at = chain.end if chain.end.seq >= head.seq else head._replace(size=chain.size)
         return torn
+
+    def _replace(self, first: Entry, kept: list[bytes]) -> None:
+        """Put a shorter log in the place of this one: a line for all that came before, and what is kept."""
+        data = seal(first, self._key)[0] + b"".join(kept)
+        self._folder.write_new(LOG, data)
+        self._folder.sync()
+        self._reopen()
+        self._at = self._at._replace(size=len(data))
+        write_head(self._head, self._at, sync=True)
 
     def _has_older(self, oldest: datetime) -> bool:
         """Whether the first lines say that something is to be dropped: no more of the log is read for that."""

@@ -47,6 +47,8 @@ def _start(request: dict[str, Any], *, as_json: bool) -> int:
             handle = start(request, log=log, environ=os.environ, log_path=f"{folder.path}/{name}")
         finally:
             os.close(log)
+    if handle.notice:
+        say(f"⚠ {handle.notice}")
     if as_json:
         click.echo(json.dumps(handle.document, indent=2))
     else:

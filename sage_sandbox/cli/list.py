@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,24 +19,27 @@ STATUSES = ("running", "paused", "completed", "failed", "cancelled")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(status: str | None, *, as_json: bool) -> int:
     """List the runs of this project: feature, status, progress, phase, start, template."""
-    from sage_sandbox.history import History, standing_document
+    from sage_sandbox.cli.running import passphrase_asker
+    from sage_sandbox.history import History
 
-    with History(Path.cwd()) as history:
+    with History(Path.cwd(), ask_passphrase=passphrase_asker(as_json=as_json)) as history:
         found = list(history.all(status))
     if as_json:
-        workflows = []
-        for standing in found:
-            document = standing_document(standing)
-            progress = document["progress"].get("percentage", 0)
-            names = ("feature", "template", "phase", "status", "startedAt")
-            workflows.append({**{name: document[name] for name in names}, "progress": progress})
-        click.echo(json.dumps({"workflows": workflows}, indent=2))
+        click.echo(json.dumps({"workflows": [_document(standing) for standing in found]}, indent=2))
         return 0
     for standing in found:
         click.echo(_line(standing))
     if not found:
         click.echo("no runs here" + (f" that are {status}" if status else ""), err=True)
     return 0
+
+
+def _document(standing: Standing) -> dict[str, Any]:
+    from sage_sandbox.history import standing_document
+
+    whole = standing_document(standing)
+    names = ("feature", "template", "phase", "status", "startedAt", "interrupted", "trouble")
+    return {name: whole[name] for name in names if name in whole} | {"progress": standing.progress.get("percentage", 0)}
 
 
 def _line(standing: Standing) -> str:

@@ -35,13 +35,19 @@ VERBS: Final = {
         "sage_sandbox.cli.doctor", "Say which kernel features are here, what each gives, and how to get the others."
     ),
     "exec": Verb("sage_sandbox.cli.exec", "Run one command in the sandbox.", confines=True),
-    "list": Verb("sage_sandbox.cli.list", "List the runs of this project: feature, status, progress, phase, start, template."),
-    "logs": Verb("sage_sandbox.cli.logs", "Show what happened in a run: phases, operations, failures, with their times."),
+    "list": Verb(
+        "sage_sandbox.cli.list", "List the runs of this project: feature, status, progress, phase, start, template."
+    ),
+    "logs": Verb(
+        "sage_sandbox.cli.logs", "Show what happened in a run: phases, operations, failures, with their times."
+    ),
     "plan": Verb("sage_sandbox.cli.plan", "Draw the order of a workflow, and what it asks for."),
     "resume": Verb("sage_sandbox.cli.resume", "Go on with a run that was stopped, paused or killed.", confines=True),
     "run": Verb("sage_sandbox.cli.run", "Run a workflow, every operation in a sandbox of its own.", confines=True),
     "schema": Verb("sage_sandbox.cli.schema", "Print the JSON Schema of a template."),
-    "state": Verb("sage_sandbox.cli.state", "Verify, export, re-encrypt or throw away what runs have saved in this project."),
+    "state": Verb(
+        "sage_sandbox.cli.state", "Verify, export, re-encrypt or throw away what runs have saved in this project."
+    ),
     "status": Verb("sage_sandbox.cli.status", "Show how a run stands: progress, metrics, errors."),
     "validate": Verb("sage_sandbox.cli.validate", "Report everything that is wrong with a template."),
 }

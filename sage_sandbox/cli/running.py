@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from sage_sandbox.errors import SageError
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+PHASES_SHOWN: Final = 20
 
 
 def run_options() -> Callable[[F], F]:
@@ -60,11 +62,16 @@ def how_of(settings: dict[str, Any], *, as_json: bool) -> How:
         require=frozenset(settings["requirements"]),
         observers=(Progress(),),
         ask=None if as_json else terminal_asker(),
-        ask_passphrase=ask_passphrase if sys.stdin.isatty() and not as_json else None,
+        ask_passphrase=passphrase_asker(as_json=as_json),
     )
 
 
-def ask_passphrase() -> str:
+def passphrase_asker(*, as_json: bool = False) -> Callable[[], str] | None:
+    """Who to ask for a passphrase: somebody on a terminal, or nobody."""
+    return _ask_passphrase if sys.stdin.isatty() and not as_json else None
+
+
+def _ask_passphrase() -> str:
     """A passphrase typed without echo."""
     return str(click.prompt("passphrase for the state", hide_input=True, err=True))
 
@@ -73,6 +80,7 @@ def reported(feature: str | None, as_json: bool, act: Callable[[], int]) -> int:
     """Carry something out; with ``--json`` a refusal is a document too."""
     from sage_sandbox.errors import SageError
 
+    keep_private()
     try:
         return act()
     except SageError as error:
@@ -85,7 +93,6 @@ def carry_out(ready: Prepared, *, as_json: bool) -> int:
     """Run what was prepared, say what there is to say, print what came of it; the exit code."""
     from sage_sandbox.signals import cancelled_by_signals
 
-    keep_private()
     for line in prologue(ready):
         say(line)
     with cancelled_by_signals(ready.runner.cancel):
@@ -103,7 +110,7 @@ def carry_out(ready: Prepared, *, as_json: bool) -> int:
 
 
 def keep_private() -> None:
-    """This process holds keys now: nobody may look into its memory or its environment (prctl(2), PR_SET_DUMPABLE)."""
+    """This process will hold keys: nobody may look into its memory or its environment (prctl(2), PR_SET_DUMPABLE)."""
     from sage_sandbox.sandbox.inside.syscalls import set_dumpable
 
     set_dumpable(False)
@@ -116,9 +123,12 @@ def prologue(ready: Prepared) -> list[str]:
         kept = list(ready.kept.earlier.phases)
         total = len(ready.workflow.phases)
         lines.append(f"✓ {len(kept)} of {total} phases are kept" + (f" ({_some(kept)})" if kept else ""))
-        lines += [f"▸ {phase} runs: {why}" for phase, why in ready.kept.again[:20]]
-        if len(ready.kept.again) > 20:
-            lines.append(f"▸ and {len(ready.kept.again) - 20} more")
+        lines += [f"▸ {phase} is dropped: {why}" for phase, why in ready.kept.gone]
+        lines += [f"▸ {phase} runs: {why}" for phase, why in ready.kept.again[:PHASES_SHOWN]]
+        if (more := len(ready.kept.again) - PHASES_SHOWN) > 0:
+            lines.append(f"▸ and {more} more")
+        if not ready.kept.again:
+            lines.append("✓ every phase is done: nothing runs again")
     return lines
 
 

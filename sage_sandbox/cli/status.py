@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 def command(feature: str, *, wait: bool, full: bool, as_json: bool) -> int:
     """Show how a run stands: progress, metrics, errors. A running one is asked, and never kept waiting."""
     from sage_sandbox.api import check_feature
+    from sage_sandbox.cli.running import passphrase_asker
     from sage_sandbox.history import History, standing_document, wait_for
 
     check_feature(feature)
     if wait:
         wait_for(Path.cwd(), feature)
-    with History(Path.cwd()) as history:
+    with History(Path.cwd(), ask_passphrase=passphrase_asker(as_json=as_json)) as history:
         standing = history.of(feature, full=full)
     if as_json:
         click.echo(json.dumps(standing_document(standing, full=full), indent=2))

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from sage_sandbox.disk.places import runtime_folders
+
 # Top folders: a grant for the root of the tree is an ancestor of every one of them, so "/" needs no entry of its own.
 UNREADABLE_ROOTS: Final = ("/proc", "/sys", "/dev", "/run")
 UNWRITABLE_ROOTS: Final = (
@@ -72,6 +74,7 @@ def _own(environ: Mapping[str, str]) -> Iterator[str]:
     for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):
         if Path(base := environ.get(name, "")).is_absolute():
             yield f"{base}/sage-sandbox"
+    yield from map(str, runtime_folders(environ))
 
 
 def _steering(environ: Mapping[str, str]) -> Iterator[Place]:

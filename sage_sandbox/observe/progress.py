@@ -93,7 +93,8 @@ class Progress:
         if event.status == "completed":
             self.say(f"✓ Workflow complete ({took}, {_count(self._operations, 'operation')}, 0 reloads)")
         else:
-            later = f"resume later with: sage-sandbox resume {event.feature}" if event.resumable else "nothing was saved"
+            resume = f"resume later with: sage-sandbox resume {event.feature}"
+            later = resume if event.resumable else "nothing was saved"
             self.say(f"✗ Workflow {event.status} ({took}) · {later}")
 
 

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -18,6 +18,12 @@ from typing import Final
 from sage_sandbox.policy import SECRET_NAMES
 
 _HOME: Final = str(Path(__file__).resolve().parents[2])
+_NO_TRACKER_WARNING: Final = "ignore:resource_tracker:UserWarning"
+_SET: Final[Mapping[str, Callable[[str | None], str]]] = {
+    "PYTHONSAFEPATH": lambda _: "1",
+    # The last filter comes first; what the user set holds for all else.
+    "PYTHONWARNINGS": lambda given: f"{given},{_NO_TRACKER_WARNING}" if given else _NO_TRACKER_WARNING,
+}
 _lock = threading.Lock()
 
 
@@ -42,12 +48,13 @@ def spawning() -> Iterator[None]:
 
     ``os.environ`` and ``sys.path`` belong to whoever imported us, so both are put back; loky reads them, without an
     option to override, at the moment it starts a process. SIGINT is blocked in this thread: the mask is inherited, and
-    a worker that is still importing would otherwise answer the terminal's Ctrl-C with a traceback.
+    a worker that is still importing would otherwise answer the terminal's Ctrl-C with a traceback. The trackers that
+    clean up after us when we were killed do so without a warning on the user's terminal.
     """
     with _lock:
         path, secrets = list(sys.path), withhold(os.environ)
-        safepath = os.environ.get("PYTHONSAFEPATH")
-        os.environ["PYTHONSAFEPATH"] = "1"
+        before = {name: os.environ.get(name) for name in _SET}
+        os.environ.update({name: make(before[name]) for name, make in _SET.items()})
         sys.path[:] = safe_path(path, str(Path.cwd()))
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -56,7 +63,8 @@ def spawning() -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             sys.path[:] = path
             os.environ.update(secrets)
-            if safepath is None:
-                del os.environ["PYTHONSAFEPATH"]
-            else:
-                os.environ["PYTHONSAFEPATH"] = safepath
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value

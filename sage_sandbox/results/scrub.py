@@ -41,8 +41,8 @@ _GATES: Final = tuple({gate.lower(): None for _, gates in _GATED for gate in gat
 _ESCAPED: Final = r"\\u00[2-7]"
 """ASCII that JSON need not escape, and somebody did: no literal can be relied on where it stands."""
 _REPLACED: Final = rf"\[secret:(?:{'|'.join(sorted({_KNOWN, *(shape.name for shape in SHAPES)}))})\]"
-_MASK: Final = "\n"
-"""Stands for each character of what was replaced: no secret goes across so many line feeds."""
+_MASK: Final = "\x1f"
+"""Stands for each character of what was replaced: white space that no secret goes across."""
 
 _SECRET_SUFFIXES: Final = (
     "PASSWORD", "_PASSWD", "_PASSPHRASE", "_SECRET", "_TOKEN", "_API_KEY", "_APIKEY", "_ACCESS_KEY", "_SECRET_KEY",

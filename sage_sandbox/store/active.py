@@ -1,4 +1,4 @@
-"""``ACTIVE_WORKFLOWS.json``: what runs in a project now, for people. The locks are the truth; nothing is decided by this."""
+"""``ACTIVE_WORKFLOWS.json``: what runs in a project now, for people. The locks are the truth: nothing hangs on it."""
 
 from __future__ import annotations
 
@@ -33,8 +33,13 @@ def listed(folder: Folder) -> dict[str, dict[str, Any]]:
         raw = json.loads(folder.read(FILE, SIZE_MAX))["workflows"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError, StateCorrupted):
         return {}
-    entries = [item for item in raw if isinstance(item, dict)] if isinstance(raw, list) else []
+    entries = [_plain(item) for item in raw if isinstance(item, dict)] if isinstance(raw, list) else []
     return {item["feature"]: item for item in entries if _runs(folder, item.get("feature"))}
+
+
+def _plain(entry: dict[str, Any]) -> dict[str, Any]:
+    """What an entry says in one word each: anybody may have written the list, nested deeper than it could be again."""
+    return {name: value for name, value in entry.items() if isinstance(value, str | int | float)}
 
 
 def _runs(folder: Folder, feature: object) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from sage_sandbox.disk.files import Folder, sage_folder
 from sage_sandbox.disk.marks import Mark as AnchorFile
 from sage_sandbox.disk.places import ProjectPlace
+from sage_sandbox.errors import StateCorrupted
 from sage_sandbox.store.envelope import Opened, Subject, open_sealed
 from sage_sandbox.store.keys import Keys
 
@@ -22,17 +24,30 @@ CHECKPOINT_MAX: Final = 512 * MiB
 _CHECKPOINT: Final = re.compile(r"([a-z0-9-]{1,64})\.([1-9][0-9]{0,8})\.json")
 _DEFINITION: Final = re.compile(r"_definition\.([1-9][0-9]{0,8})\.json")
 _MAIN: Final = re.compile(r"workflow-([a-z0-9][a-z0-9-]{0,63})\.json")
-ANY_RUN: Final = "-"
-"""What an anchor says of the run while an old one is being set aside for a new one."""
+NO_RUN: Final = "-"
+"""What an anchor says of the run when one was set aside: what counts is only what is written after that."""
+
+
+class Foreign(StateCorrupted):
+    """A file that is true, but for another project or under the other setting: `state rekey` takes it over."""
 
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """How far the state had come when it was last written: run, main file's generation, last checkpoint's."""
+    """How far the state had come when it was last written.
+
+    The run, the main file's generation, the last checkpoint's, the number of the definition in force.
+    """
 
     run: str
     generation: int
     sequence: int
+    definition: int
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """As a mark keeps it."""
+        return (self.run, str(self.generation), str(self.sequence), str(self.definition))
 
 
 def main_name(feature: str) -> str:
@@ -79,7 +94,9 @@ def definitions_among(names: list[str]) -> list[int]:
 
 def features_among(names: list[str]) -> list[str]:
     """The features that have a main file, or a folder that one could be made anew from."""
-    folders = (name.removesuffix(".bak").removesuffix(".json") + ".json" for name in names if not name.endswith(".lock"))
+    folders = (
+        name.removesuffix(".bak").removesuffix(".json") + ".json" for name in names if not name.endswith(".lock")
+    )
     found = (_MAIN.fullmatch(name) for name in folders)
     return sorted({match[1] for match in found if match})
 
@@ -96,43 +113,65 @@ def open_anchor(place: ProjectPlace, feature: str, *, make: bool = False) -> Anc
 
 
 def read_anchor(place: ProjectPlace, feature: str) -> Anchor | None:
-    """What the anchor says; None if nothing was ever anchored."""
+    """What the anchor says; None if nothing was ever anchored. StateCorrupted if it is damaged."""
     try:
-        file = open_anchor(place, feature)
+        with open_anchor(place, feature) as file:
+            fields = file.read()
     except FileNotFoundError:
         return None
-    try:
-        fields = file.read()
-    finally:
-        file.close()
-    return Anchor(fields[0], int(fields[1]), int(fields[2])) if fields else None
+    except StateCorrupted as error:
+        hint = "remove it; `sage-sandbox state rekey` then takes what the project holds as it is"
+        raise StateCorrupted(error.message, error.hint or hint, error.path) from error
+    return Anchor(fields[0], *map(int, fields[1:4])) if fields else None
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Opens the sealed files of one feature: each from its name, each for what it must be."""
+    """Opens the sealed files of one feature: each from its name, each for what it must be. StateCorrupted, WrongKey.
+
+    ``anyhow``: also those of another project, or under the other setting, which are Foreign otherwise.
+    """
 
     folder: Folder
     project: str
     feature: str
     keys: Keys
+    anyhow: bool = False
 
     def main(self, name: str) -> tuple[bytes, Opened]:
         """The main file or its backup: the bytes as they are, and what is in them. Any run."""
         data = self.folder.read(name, MAIN_MAX)
-        subject = Subject(self.project, self.feature, "", "state", "", 0)
-        return data, open_sealed(data, subject, self.keys, path=f"{self.folder.path}/{name}")
+        return data, self._open(data, f"{self.folder.path}/{name}", self._subject("", "state", "", 0))
 
     def definition(self, below: Folder, number: int, run: str) -> Opened:
         """A definition, of one run or (``run`` empty) of any."""
         name = definition_name(number)
         data = below.read(name, DEFINITION_MAX)
-        subject = Subject(self.project, self.feature, run, "definition", "", number)
-        return open_sealed(data, subject, self.keys, path=f"{below.path}/{name}")
+        return self._open(data, f"{below.path}/{name}", self._subject(run, "definition", "", number))
 
     def checkpoint(self, below: Folder, phase: str, attempt: int, run: str) -> Opened:
         """A checkpoint."""
         name = checkpoint_name(phase, attempt)
         data = below.read(name, CHECKPOINT_MAX)
-        subject = Subject(self.project, self.feature, run, "checkpoint", phase, attempt)
-        return open_sealed(data, subject, self.keys, path=f"{below.path}/{name}")
+        return self._open(data, f"{below.path}/{name}", self._subject(run, "checkpoint", phase, attempt))
+
+    def _subject(self, run: str, kind: str, name: str, number: int) -> Subject:
+        return Subject(self.project, self.feature, run, kind, name, number)
+
+    def _open(self, data: bytes, path: str, subject: Subject) -> Opened:
+        try:
+            return open_sealed(data, subject, self.keys, path=path)
+        except StateCorrupted as error:
+            opened = self._open_anyhow(data, path, replace(subject, project=""))
+            if opened is None:
+                raise
+            if self.anyhow:
+                return opened
+            raise Foreign(error.message, error.hint, path) from error
+
+    def _open_anyhow(self, data: bytes, path: str, subject: Subject) -> Opened | None:
+        """What it is if neither its project nor the setting mattered; a forgery is nothing then, too."""
+        for encrypt in (self.keys.encrypt, not self.keys.encrypt):
+            with suppress(StateCorrupted):
+                return open_sealed(data, subject, self.keys.encrypting(encrypt), path=path)
+        return None

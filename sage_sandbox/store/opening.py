@@ -27,7 +27,7 @@ def open_keys(
 
 
 def renewed_keys(environ: Mapping[str, str], place: ProjectPlace, *, old_key_file: Path | None = None) -> Keys:
-    """What `state rekey` seals with: a new key of the user's, or the one the environment names; former ones still open."""
+    """What `state rekey` seals with: a new key, or the one the environment names; former ones still open."""
     keys = open_keys(environ, place)
     if any(name in environ for name in _NAMED):
         unnamed = {name: value for name, value in environ.items() if name not in _NAMED}

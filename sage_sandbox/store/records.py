@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any, Final, Literal, TypeVar
+from functools import cached_property
+from typing import Any, Final, Literal, TypeVar, overload
 
 from sage_sandbox.errors import StateCorrupted
 from sage_sandbox.outcome import Artifact, Attempt, Capabilities, Outcome, Violation
@@ -21,13 +23,16 @@ RECORD_VERSION: Final = "1.0"
 Status = Literal["in_progress", "completed", "failed"]
 PhaseEnd = Literal["completed", "degraded", "failed", "blocked", "timeout", "cancelled"]
 RunStatus = Literal["running", "paused", "completed", "failed", "cancelled"]
+Dropped = tuple[str, int, int]
+"""Phase id, attempt and generation of a checkpoint that no longer counts."""
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """What a run goes by: the template as it was read, its parameters, and what the user allowed for it.
+    """What a run goes by: the template as it was read, its parameters, what the user allowed, and what does not count.
 
+    ``dropped`` and ``absent`` are the main file's: they hold where the main file is lost, and its backup older.
     ``lacks_secrets``: known secrets stood in it and were not saved, so nothing can go by it again.
     """
 
@@ -45,6 +50,8 @@ class Definition:
     limits: Mapping[str, float | None] = field(default_factory=dict)
     timeout_s: float | None = None
     lacks_secrets: bool = False
+    dropped: tuple[Dropped, ...] = ()
+    absent: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,7 @@ class Checkpoint:
     attempt: int
     generation: int
     outcome: PhaseEnd
-    operations: tuple[tuple[str, Outcome], ...]
+    operations: Sequence[tuple[str, Outcome]]
     started_at: str
     completed_at: str
     duration_s: float = 0.0
@@ -108,7 +115,7 @@ class State:
     updated_at: str
     phase: str = ""
     checkpoints: Mapping[str, Mark] = field(default_factory=dict)
-    dropped: tuple[tuple[str, int, int], ...] = ()
+    dropped: tuple[Dropped, ...] = ()
     absent: tuple[int, ...] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)
     errors: tuple[Mapping[str, Any], ...] = ()
@@ -166,7 +173,8 @@ def encode_state(state: State) -> bytes:
 
 def decode_state(payload: bytes, path: str) -> State:
     """The main file; StateCorrupted if it is none."""
-    return _decoded(payload, path, "state", _state)
+    with _naming("state", path):
+        return _state(upgrade("state", json.loads(payload)))
 
 
 def _state(raw: Mapping[str, Any]) -> State:
@@ -184,7 +192,7 @@ def _state(raw: Mapping[str, Any]) -> State:
             phase: Mark(mark["attempt"], mark["outcome"], mark["generation"])
             for phase, mark in raw.get("checkpoints", {}).items()
         },
-        dropped=tuple((phase, attempt, generation) for phase, attempt, generation in raw.get("dropped", ())),
+        dropped=_dropped(raw),
         absent=tuple(raw.get("absent", ())),
         metrics=raw.get("metrics", {}),
         errors=tuple(raw.get("errors", ())),
@@ -193,6 +201,10 @@ def _state(raw: Mapping[str, Any]) -> State:
             for item in raw.get("sessions", ())
         ),
     )
+
+
+def _dropped(raw: Mapping[str, Any]) -> tuple[Dropped, ...]:
+    return tuple((phase, attempt, generation) for phase, attempt, generation in raw.get("dropped", ()))
 
 
 def _mark(mark: Mark) -> dict[str, Any]:
@@ -209,15 +221,19 @@ def _mark(mark: Mark) -> dict[str, Any]:
 
 def encode_definition(definition: Definition) -> bytes:
     """A definition's record."""
-    return _json({"version": RECORD_VERSION, **_camel(definition)})
+    plain = _camel(definition)
+    timeout_s = plain.pop("timeoutS")
+    return _json({"version": RECORD_VERSION, **plain, "timeoutMs": None if timeout_s is None else timeout_s * 1000})
 
 
 def decode_definition(payload: bytes, path: str) -> Definition:
     """A definition; StateCorrupted if it is none."""
-    return _decoded(payload, path, "definition", _definition)
+    with _naming("definition", path):
+        return _definition(upgrade("definition", json.loads(payload)))
 
 
 def _definition(raw: Mapping[str, Any]) -> Definition:
+    timeout_ms = raw.get("timeoutMs")
     return Definition(
         number=raw["number"],
         name=raw["name"],
@@ -231,8 +247,10 @@ def _definition(raw: Mapping[str, Any]) -> Definition:
         params=raw.get("params", {}),
         grants=tuple(raw.get("grants", ())),
         limits=raw.get("limits", {}),
-        timeout_s=raw.get("timeoutS"),
+        timeout_s=None if timeout_ms is None else timeout_ms / 1000,
         lacks_secrets=raw.get("lacksSecrets", False),
+        dropped=_dropped(raw),
+        absent=tuple(raw.get("absent", ())),
     )
 
 
@@ -240,7 +258,7 @@ def _definition(raw: Mapping[str, Any]) -> Definition:
 
 
 def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
-    """A checkpoint's record: a line of JSON about every outcome, then the results byte for byte as they were made."""
+    """A checkpoint's record, in three lines: the phase, its outcomes, the results byte for byte as they were made."""
     operations = checkpoint.operations
     head = {
         "version": RECORD_VERSION,
@@ -257,49 +275,96 @@ def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
             "operationCount": len(operations),
             "parallelOps": len(operations),
         },
-        "operations": [
-            {"id": name, "bytes": len(outcome.result), **_outcome(outcome)} for name, outcome in operations
-        ],
     }
+    outcomes = [{"id": name, "bytes": len(outcome.result), **_outcome(outcome)} for name, outcome in operations]
     results = b",".join(_json(name) + b":" + outcome.result for name, outcome in operations)
-    return _json(head)[:-1] + b',"results":{\n' + results + b"}}"
+    return b'%b,\n"operations":%b,\n"results":{%b}}' % (_json(head)[:-1], _json(outcomes), results)
 
 
 def decode_checkpoint(payload: bytes, path: str, generation: int) -> Checkpoint:
-    """A checkpoint; StateCorrupted if it is none."""
-    line, _, results = payload.partition(b"\n")
-    return _decoded(line + b"}}", path, "checkpoint", lambda raw: _checkpoint(raw, results, generation))
+    """A checkpoint; StateCorrupted if it is none. What is in its outcomes is decoded when it is first asked for."""
+    head, _, rest = payload.partition(b",\n")
+    outcomes, _, results = rest.partition(b",\n")
+    with _naming("checkpoint", path):
+        raw = json.loads(b"%b}" % head)
+        if raw.get("version") != RECORD_VERSION:
+            raw = upgrade("checkpoint", {**raw, **_read_line(outcomes)})
+        return Checkpoint(
+            phase=raw["phaseId"],
+            attempt=raw["attempt"],
+            generation=generation,
+            outcome=raw["outcome"],
+            operations=_Operations(raw.get("operations"), outcomes, results, path),
+            started_at=raw["timestamp"],
+            completed_at=raw["completedAt"],
+            duration_s=raw["metrics"]["duration"] / 1000,
+        )
 
 
-def _checkpoint(raw: Mapping[str, Any], results: bytes, generation: int) -> Checkpoint:
-    operations, at = [], 0
-    for item in raw["operations"]:
+class _Operations(Sequence[tuple[str, Outcome]]):
+    """The outcomes of a checkpoint that was read: a resume opens every checkpoint, and looks into few of them.
+
+    ``items`` is what is known of them, if a migration has decoded it; else it stands in ``line``.
+    """
+
+    def __init__(self, items: list[dict[str, Any]] | None, line: bytes, results: bytes, path: str) -> None:
+        self._items = items
+        self._line = line
+        self._results = results
+        self._path = path
+
+    @cached_property
+    def _decoded(self) -> tuple[tuple[str, Outcome], ...]:
+        with _naming("checkpoint", self._path):
+            items = _read_line(self._line)["operations"] if self._items is None else self._items
+            return tuple(_read_operations(items, self._results))
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, Outcome]: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[tuple[str, Outcome], ...]: ...
+    def __getitem__(self, index: int | slice) -> tuple[str, Outcome] | tuple[tuple[str, Outcome], ...]:
+        return self._decoded[index]
+
+    def __iter__(self) -> Iterator[tuple[str, Outcome]]:
+        return iter(self._decoded)
+
+    def __len__(self) -> int:
+        return len(self._decoded)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self._decoded == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(self._decoded)
+
+
+def _read_line(line: bytes) -> Any:
+    return json.loads(b"{%b}" % line)
+
+
+def _read_operations(items: list[dict[str, Any]], results: bytes) -> Iterator[tuple[str, Outcome]]:
+    """Each operation with its result, cut out of ``"results":{"id":RESULT,"id":RESULT}}``."""
+    at = len(b'"results":{')
+    for item in items:
         at += len(_json(item["id"])) + 1
-        result = results[at : at + item["bytes"]]
+        yield item["id"], _read_outcome(item, results[at : at + item["bytes"]])
         at += item["bytes"] + 1
-        operations.append((item["id"], _read_outcome(item, result)))
-    if at + 1 != len(results):
+    if at - bool(items) + 2 != len(results):
         raise ValueError("its results do not add up")
-    return Checkpoint(
-        phase=raw["phaseId"],
-        attempt=raw["attempt"],
-        generation=generation,
-        outcome=raw["outcome"],
-        operations=tuple(operations),
-        started_at=raw["timestamp"],
-        completed_at=raw["completedAt"],
-        duration_s=raw["metrics"]["duration"] / 1000,
-    )
 
 
-_BYTES: Final = ("stdout", "stderr")
+_FIELDS: Final[Mapping[type, frozenset[str]]] = {
+    kind: frozenset(item.name for item in fields(kind))
+    for kind in (Artifact, Attempt, Capabilities, Outcome, Violation)
+}
 _NESTED: Final[Mapping[str, Callable[[Any], Any]]] = {
     "stdout": base64.b64decode,
     "stderr": base64.b64decode,
-    "capabilities": lambda raw: Capabilities(**raw),
-    "violations": lambda raw: tuple(Violation(**item) for item in raw),
-    "artifacts": lambda raw: tuple(Artifact(**item) for item in raw),
-    "attempts": lambda raw: tuple(Attempt(**item) for item in raw),
+    "capabilities": lambda raw: _known(Capabilities, raw),
+    "violations": lambda raw: tuple(_known(Violation, item) for item in raw),
+    "artifacts": lambda raw: tuple(_known(Artifact, item) for item in raw),
+    "attempts": lambda raw: tuple(_known(Attempt, item) for item in raw),
     "written": tuple,
 }
 _DEFAULTS: Final[Mapping[str, Any]] = {
@@ -326,10 +391,14 @@ def _plain(value: Any) -> Any:
 
 
 def _read_outcome(raw: Mapping[str, Any], result: bytes) -> Outcome:
-    known = {
-        name: _NESTED[name](value) if name in _NESTED else value for name, value in raw.items() if name in _DEFAULTS
-    }
-    return Outcome(**{**known, "result": result})
+    found = {name: _NESTED[name](value) if name in _NESTED else value for name, value in raw.items()}
+    return _known(Outcome, {**found, "result": result})
+
+
+def _known(kind: type[_T], raw: Mapping[str, Any]) -> _T:
+    """A record of its fields, without those that a later version has added."""
+    known = _FIELDS[kind]
+    return kind(**{name: value for name, value in raw.items() if name in known})
 
 
 # -- common --------------------------------------------------------------------------------------------------------
@@ -339,12 +408,13 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-def _decoded(text: bytes, path: str, kind: str, make: Callable[[Mapping[str, Any]], _T]) -> _T:
+@contextmanager
+def _naming(kind: str, path: str) -> Iterator[None]:
+    """Say of whatever goes wrong with a record which one it is."""
     try:
-        raw = json.loads(text)
-        if not isinstance(raw, dict):
-            raise TypeError("no object")
-        return make(upgrade(kind, raw))
+        yield
+    except StateCorrupted as error:
+        raise StateCorrupted(f"{path}: {error.message}", error.hint, path) from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         message = f"{path} is no {kind} of this program: {type(error).__name__}: {error}"
         raise StateCorrupted(message, "restore it from a backup", path) from error

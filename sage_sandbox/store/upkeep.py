@@ -4,128 +4,81 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from contextlib import closing, suppress
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 from sage_sandbox.disk.files import Folder, unwritable
 from sage_sandbox.disk.locking import acquire
 from sage_sandbox.disk.places import ProjectPlace
-from sage_sandbox.errors import SageError, StateCorrupted
-from sage_sandbox.store.envelope import Opened, open_sealed, seal
+from sage_sandbox.errors import ExitCode, Locked, NoSuchRun, SageError, StateCorrupted, StateTooNew, WrongKey
+from sage_sandbox.outcome import Outcome
 from sage_sandbox.store.keys import Keys
 from sage_sandbox.store.layout import (
-    CHECKPOINT_MAX,
-    backup_name,
-    checkpoint_name,
+    Reader,
     checkpoints_among,
-    definition_name,
     definitions_among,
     features_among,
     folder_name,
     lock_name,
-    main_name,
-    open_anchor,
 )
 from sage_sandbox.store.reading import Found, read_run, read_state
-from sage_sandbox.store.records import encode_checkpoint, encode_state
+from sage_sandbox.store.records import Checkpoint, encode_checkpoint, encode_state
+from sage_sandbox.store.runs import RunStore
 
-LOCK_WAIT_S: Final = 1.5
 ENDED: Final = ("completed", "failed", "cancelled")
+_ASIDE: Final = re.compile(r"([a-z0-9][a-z0-9-]{0,63})\.[1-9][0-9]*")
 
 
 # -- sealing anew --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Sealed:
-    """A file as it was opened, and where it lies."""
-
-    folder: Folder
-    name: str
-    opened: Opened
-
-
 def rekey(folder: Folder, place: ProjectPlace, keys: Keys) -> tuple[str, ...]:
     """Seal every run of a project with the current key and for this project; the features.
 
-    ``keys`` must hold every key that was used. All files of a feature are opened before the first is written, and each
-    is replaced whole: killed in between, it is done again. What is there is then what counts: the anchor follows it.
+    ``keys`` must hold every key that was used. What is there is what counts from then on, whatever the anchor said of
+    it. Killed in between, it is done again. What is damaged is put aside, and what is locked or cannot be read is left
+    as it is: that is raised once all others are done.
     """
-    features = features_among(folder.names())
-    for feature in features:
-        with acquire(folder, lock_name(feature), wait_s=LOCK_WAIT_S, who=f"{feature}, state rekey"):
-            _rekey(folder, place, feature, keys)
-    return tuple(features)
-
-
-def _rekey(folder: Folder, place: ProjectPlace, feature: str, keys: Keys) -> None:
-    with folder.below(folder_name(feature)) as below:
-        files = list(_sealed_files(folder, below, feature, keys))
+    done: list[str] = []
+    troubles: list[SageError] = []
+    for feature in features_among(folder.names()):
         try:
-            for file in files:
-                subject = replace(file.opened.subject, project=place.id)
-                file.folder.write_new(file.name, seal(file.opened.payload, subject, file.opened.generation, keys))
-            below.sync()
-            folder.sync()
-            _anchor_to(place, feature, files)
-        except OSError as error:
-            raise unwritable(error, folder.path) from error
+            damages = _rekey(place, feature, keys)
+        except NoSuchRun:
+            continue  # it was killed before it began
+        except SageError as error:
+            troubles.append(error)
+        else:
+            done.append(feature)
+            troubles += [StateCorrupted(f"{text}; it is kept in .sage/state/aside") for text in damages]
+    if troubles:
+        raise troubles[0]
+    return tuple(done)
 
 
-def _anchor_to(place: ProjectPlace, feature: str, files: list[Sealed]) -> None:
-    main = files[-1].opened
-    generations = [file.opened.generation for file in files if file.opened.subject.kind == "checkpoint"]
-    anchor = open_anchor(place, feature, make=True)
-    try:
-        anchor.write((main.subject.run, str(main.generation), str(max(generations, default=0))), sync=True)
-    finally:
-        anchor.close()
-
-
-def _sealed_files(folder: Folder, below: Folder, feature: str, keys: Keys) -> Iterator[Sealed]:
-    """Every file of a feature, the main file last. StateCorrupted if one is not what it is named."""
-    names = below.names()
-    inside = [definition_name(number) for number in definitions_among(names)]
-    inside += [checkpoint_name(phase, attempt) for phase, attempt in checkpoints_among(names)]
-    places = [*((below, name) for name in inside), (folder, backup_name(feature)), (folder, main_name(feature))]
-    for where, name in places:
-        with suppress(FileNotFoundError):
-            yield _opened(where, name, feature, keys)
-
-
-def _opened(folder: Folder, name: str, feature: str, keys: Keys) -> Sealed:
-    path = f"{folder.path}/{name}"
-    data = folder.read(name, CHECKPOINT_MAX)
-    for encrypt in (keys.encrypt, not keys.encrypt):
-        with suppress(StateCorrupted):
-            opened = open_sealed(data, None, keys.encrypting(encrypt), path=path)
-            if opened.subject.feature == feature and _named_right(opened, name):
-                return Sealed(folder, name, opened)
-    opened = open_sealed(data, None, keys, path=path)
-    raise StateCorrupted(f"{path} is a file of {opened.subject.feature}", "", path)
-
-
-def _named_right(opened: Opened, name: str) -> bool:
-    subject = opened.subject
-    names = {
-        "definition": (definition_name(subject.number),),
-        "checkpoint": (checkpoint_name(subject.name, subject.number),),
-        "state": (main_name(subject.feature), backup_name(subject.feature)),
-    }
-    return name in names.get(subject.kind, ())
+def _rekey(place: ProjectPlace, feature: str, keys: Keys) -> list[str]:
+    with closing(RunStore.open(Path(place.real), place, feature, keys)) as store:
+        found = store.take_over()
+        store.reseal(found)
+    return [damage.message for damage in found.damages]
 
 
 # -- writing out ---------------------------------------------------------------------------------------------------
 
 
-def export(found: Found) -> dict[str, Any]:
-    """A whole run as plain data, under the names of the specification: the state with every checkpoint in full."""
+def export(found: Found, describe: Callable[[Outcome], dict[str, Any]]) -> dict[str, Any]:
+    """A whole run as plain data, under the names of the specification: the state with every checkpoint in full.
+
+    ``describe`` says an outcome in these names.
+    """
     state: dict[str, Any] = json.loads(encode_state(found.state))
-    state["checkpoints"] = {phase: json.loads(encode_checkpoint(held)) for phase, held in found.checkpoints.items()}
+    state["checkpoints"] = {phase: _exported(held, describe) for phase, held in found.checkpoints.items()}
     definition = found.definition
     state["definitionInForce"] = {
         "name": definition.name,
@@ -140,18 +93,45 @@ def export(found: Found) -> dict[str, Any]:
     return state
 
 
+def _exported(held: Checkpoint, describe: Callable[[Outcome], dict[str, Any]]) -> dict[str, Any]:
+    """A checkpoint; what its operations returned is in its ``results`` only."""
+    record: dict[str, Any] = json.loads(encode_checkpoint(held))
+    described = [{"id": name, **describe(outcome)} for name, outcome in held.operations]
+    record["operations"] = [{name: item[name] for name in item if name != "result"} for item in described]
+    return record
+
+
 # -- checking ------------------------------------------------------------------------------------------------------
 
 
-def verify(folder: Folder, place: ProjectPlace, keys: Keys, features: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each feature, and everything that is wrong with its state."""
+def verify(
+    folder: Folder, place: ProjectPlace, keys: Keys, features: list[str]
+) -> Iterator[tuple[str, tuple[str, ...], int]]:
+    """Each feature, everything that is wrong with its state, and the exit code that goes with it."""
     for feature in features:
         try:
             found = read_run(folder, place, feature, keys)
+            wrong = [damage.message for damage in found.damages]
+            wrong += _damaged_spares(Reader(folder, place.id, feature, keys), found)
         except SageError as error:
-            yield feature, (error.message,)
+            yield feature, (error.message,), int(error.exit_code)
         else:
-            yield feature, tuple(damage.message for damage in found.damages)
+            yield feature, tuple(wrong), int(ExitCode.STATE_CORRUPTED if wrong else ExitCode.DONE)
+
+
+def _damaged_spares(reader: Reader, found: Found) -> Iterator[str]:
+    """What is wrong with files that no resume would read: earlier definitions, checkpoints that no longer count."""
+    run = found.state.run
+    dropped = {(phase, attempt) for phase, attempt, _ in found.state.dropped}
+    with suppress(FileNotFoundError), reader.folder.below(folder_name(reader.feature)) as below:
+        names = below.names()
+        spares = [partial(reader.definition, below, number, run) for number in definitions_among(names)]
+        spares += [partial(reader.checkpoint, below, *one, run) for one in checkpoints_among(names) if one in dropped]
+        for look in spares:
+            try:
+                look()
+            except StateCorrupted as error:
+                yield error.message
 
 
 # -- throwing away -------------------------------------------------------------------------------------------------
@@ -168,36 +148,50 @@ def collect_garbage(
 ) -> tuple[str, ...]:
     """Remove the state of runs that ended longer ago than ``older_than_s``, and what was put aside before; their names.
 
-    What can be resumed by design (a paused run) and what cannot be read stay. ``age_s`` says how old a timestamp is.
+    What can be resumed by design (a paused run), what cannot be read and what a process holds stay. ``age_s`` says how
+    old a timestamp is. Killed in between, what is left lies aside.
     """
+
+    def is_old(feature: str) -> bool:
+        state = read_state(folder, place, feature, keys)
+        return state.status in ENDED and age_s(state.updated_at) > older_than_s
+
     gone = []
-    for feature in features_among(folder.names()):
-        with suppress(SageError):
-            state = read_state(folder, place, feature, keys)
-            if state.status in ENDED and age_s(state.updated_at) > older_than_s:
-                with acquire(folder, lock_name(feature), wait_s=0):
-                    _remove(folder, place, feature)
-                gone.append(feature)
-    with suppress(FileNotFoundError), folder.below("aside") as aside:
-        for name in aside.names():
-            with aside.below(name) as found:
-                old = now() - _touched(found) > older_than_s
-            if old:
-                shutil.rmtree(name, dir_fd=aside.fd)
-                gone.append(f"aside/{name}")
+    try:
+        for name, feature in _names_aside(folder):
+            # What is no folder was not put there by this program; what is gone meanwhile was another's to remove.
+            with suppress(Locked, StateCorrupted, FileNotFoundError), acquire(folder, lock_name(feature), wait_s=0):
+                if now() - _touched(folder, name) > older_than_s:
+                    _remove_aside(folder, name)
+                    gone.append(f"aside/{name}")
+        for feature in features_among(folder.names()):
+            # Looked at once more under the lock: meanwhile somebody may have gone on with it.
+            with suppress(Locked, NoSuchRun, StateCorrupted, StateTooNew, WrongKey):
+                if is_old(feature):
+                    with closing(RunStore.open(Path(place.real), place, feature, keys, wait_s=0)) as store:
+                        if is_old(feature):
+                            _remove_aside(folder, store.set_aside())
+                            gone.append(feature)
+    except OSError as error:
+        raise unwritable(error, folder.path) from error
     return tuple(gone)
 
 
-def _touched(folder: Folder) -> float:
-    return os.fstat(folder.fd).st_mtime
+def _names_aside(folder: Folder) -> list[tuple[str, str]]:
+    """What was put aside, and of which feature it is."""
+    try:
+        with folder.below("aside") as aside:
+            matches = (_ASIDE.fullmatch(name) for name in sorted(aside.names()))
+    except FileNotFoundError:
+        return []
+    return [(match[0], match[1]) for match in matches if match]
 
 
-def _remove(folder: Folder, place: ProjectPlace, feature: str) -> None:
-    """The main file goes first: what is left of a removal that was interrupted has no run of that name any more."""
-    for name in (backup_name(feature), main_name(feature)):
-        with suppress(FileNotFoundError):
-            folder.remove(name)
-    folder.sync()
-    shutil.rmtree(folder_name(feature), ignore_errors=True, dir_fd=folder.fd)
-    with suppress(FileNotFoundError), place.folder.below("anchors") as anchors:
-        anchors.remove(feature)
+def _touched(folder: Folder, name: str) -> float:
+    with folder.below("aside", name) as found:
+        return os.fstat(found.fd).st_mtime
+
+
+def _remove_aside(folder: Folder, name: str) -> None:
+    with folder.below("aside") as aside:
+        shutil.rmtree(name, dir_fd=aside.fd)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from sage_sandbox.workflow.definition import Phase, Workflow
 from sage_sandbox.workflow.references import Reference, parse, texts_with_references
+
+ALL: Final = ""
 
 
 def parameters_left(before: Workflow, after: Workflow, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,7 +38,8 @@ def _why_changed(before: Phase | None, after: Phase, parameters: Collection[str]
         return "it is new"
     if _in_effect(before) != _in_effect(after):
         return "its definition changed"
-    names = sorted(set(_parameters_of(after)) & set(parameters))
+    used = set(_parameters_of(after))
+    names = sorted(name for name in parameters if name in used or ALL in used)
     return f"parameter {', '.join(names)} changed" if names else ""
 
 
@@ -47,9 +50,9 @@ def _in_effect(phase: Phase) -> Phase:
 
 
 def _parameters_of(phase: Phase) -> Iterator[str]:
-    """The parameters that the operations of a phase refer to."""
+    """The parameters that the operations of a phase refer to; ALL where it is to all of them at once."""
     for operation in phase.operations:
         for _, text in texts_with_references([operation.params, list(operation.argv)]):
             for piece in parse(text):
                 if isinstance(piece, Reference) and piece.steps[0] == "params":
-                    yield piece.steps[1]
+                    yield piece.steps[1] if piece.steps[1:] else ALL

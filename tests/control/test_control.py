@@ -556,6 +556,17 @@ class TestTheSocket:
         assert ask(ID, "f", STATUS, timeout_s=20)
         server.close()
 
+    def test_that_is_still_there_is_left_alone(self, handler, runtime, monkeypatch):
+        looked = threading.Semaphore(0)
+        is_lost = control._Door.is_lost
+        monkeypatch.setattr(control._Door, "is_lost", lambda door: (is_lost(door), looked.release())[0])
+        server = Server.open(ID, "f", handler=handler, mend_s=0.01)
+        before = os.lstat(runtime / NAME).st_ino
+
+        assert all(looked.acquire(timeout=20) for _ in range(3))
+        assert before == os.lstat(runtime / NAME).st_ino
+        server.close()
+
     def test_that_cannot_be_made_anew_is_tried_again(self, handler, runtime, monkeypatch):
         server = Server.open(ID, "f", handler=handler, mend_s=0.01)
         tries, made = [], threading.Event()

@@ -9,45 +9,50 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from crash.harness import WRITES, Call
 
+CHANGES_BYTES = WRITES | {"truncate", "ftruncate"}
 SYNCS = frozenset({"fsync", "fdatasync"})
-MAKES_A_NAME = frozenset({"mkdir", "link", "symlink", "mknod"})
+MAKES_A_NAME = frozenset({"create", "mkdir", "link", "symlink", "mknod"})
 
 
-def _never(_: object) -> bool:
+def _always(*_: object) -> bool:
+    return True
+
+
+def _never(*_: object) -> bool:
     return False
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What is special about some files of a program, by path, and which calls need all before them to be durable."""
+    """What is special about some files of a program, by path, and which calls presume that others are there to stay."""
 
     in_place: Callable[[str], bool] = _never
-    """Written where it stands: a lock, a log, a mark. Its writer knows how to read what a crash leaves."""
-    loose: Callable[[str], bool] = _never
-    """Nothing depends on it: it may be gone, or empty, or old."""
-    depends: Callable[[Call], bool] = _never
-    """A call that says or presumes that what came before it is there to stay."""
+    """Written where it stands: a lock, a log, a mark. Its reader knows what a crash leaves of it."""
+    lasting: Callable[[str], bool] = _always
+    """At the end it is durable, name and bytes."""
+    presumes: Callable[[Call, str], bool] = _never
+    """A call that says, outside of what may be lost, that this path is there to stay."""
 
 
 @dataclass
 class Pending:
     """What a power cut would take: bytes by file, names by folder, each with the call that made it."""
 
-    rules: Rules
     bytes: dict[str, Call] = field(default_factory=dict)
     names: dict[str, dict[str, Call]] = field(default_factory=dict)
 
     def apply(self, call: Call) -> None:
         """Take a call into account."""
-        if call.name in WRITES or call.name in {"ftruncate", "truncate"} or call.flags & os.O_TRUNC and call.name == "open":
+        if call.name in CHANGES_BYTES or (call.name == "open" and call.flags & os.O_TRUNC):
             self.bytes[call.path] = call
         if call.name in SYNCS:
             self.bytes.pop(call.path, None)
             self.names.pop(call.path, None)
-        if call.name in MAKES_A_NAME or (call.name == "open" and call.flags & os.O_EXCL):
+        if call.name in MAKES_A_NAME:
             self._name(call.other or call.path, call)
         if call.name == "rename":
             self._forget_name(call.path)
@@ -58,14 +63,14 @@ class Pending:
             self.names.pop(call.path, None)
             self._forget_name(call.path)
 
-    def lost(self) -> Iterator[str]:
+    def lost(self, matters: Callable[[str], bool]) -> Iterator[str]:
         """What would be lost, of all that matters."""
         for path, call in self.bytes.items():
-            if not (is_temporary(path) or self.rules.in_place(path) or self.rules.loose(path)):
+            if matters(path) and not is_temporary(path):
                 yield f"the bytes of {path} ({call.name} {call.number})"
         for names in self.names.values():
             for path, call in names.items():
-                if not (is_temporary(path) or self.rules.loose(path)):
+                if matters(path) and not is_temporary(path):
                     yield f"the name {path} ({call.name} {call.number})"
 
     def lost_below(self, path: str) -> Iterator[str]:
@@ -92,25 +97,23 @@ class Pending:
         }
 
 
-def problems(calls: Sequence[Call], rules: Rules = Rules()) -> list[str]:  # noqa: B008 - frozen
+def problems(calls: Sequence[Call], rules: Rules = Rules()) -> list[str]:
     """Every place where a power cut could break a promise; empty if the order is right."""
     return list(_problems(calls, rules))
 
 
 def _problems(calls: Sequence[Call], rules: Rules) -> Iterator[str]:
-    pending = Pending(rules)
+    pending = Pending()
     for call in calls:
         if not call.ok:
             continue
-        if rules.depends(call):
-            yield from (f"{call} came before the fsync of {what}" for what in pending.lost())
-        if call.name == "rename" and not rules.loose(call.other):
+        yield from (f"{call} came before the fsync of {what}" for what in pending.lost(partial(rules.presumes, call)))
+        if call.name == "rename" and rules.lasting(call.other):
             yield from (f"{call} came before the fsync of {what}" for what in pending.lost_below(call.path))
-        pending.apply(call)
-        overwritten = call.name in WRITES and not (is_temporary(call.path) or rules.in_place(call.path))
-        if overwritten and not rules.loose(call.path):
+        if call.name in WRITES and not (is_temporary(call.path) or rules.in_place(call.path)):
             yield f"{call} writes under a final name"
-    yield from (f"the end came before the fsync of {what}" for what in pending.lost())
+        pending.apply(call)
+    yield from (f"the end came before the fsync of {what}" for what in pending.lost(rules.lasting))
 
 
 def is_temporary(path: str) -> bool:

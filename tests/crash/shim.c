@@ -368,10 +368,17 @@ static void describe(struct call *call, const char *name, long flags, size_t siz
 
 static int changes(int flags) { return (flags & (O_CREAT | O_TRUNC)) || (flags & O_TMPFILE) == O_TMPFILE; }
 
+/* Whether a name comes into being is not told by the flags. */
+static const char *word_for(int dir, const char *path, int flags) {
+    if (!(flags & O_CREAT) || !WATCHING)
+        return "open";
+    return raw(SYS_faccessat, dir, L(path), F_OK, 0, 0, 0) < 0 ? "create" : "open";
+}
+
 static int do_open(int dir, const char *path, int flags, mode_t mode) {
     if (!changes(flags))
         return (int)checked(raw(SYS_openat, dir, L(path), flags, mode, 0, 0));
-    ON_NAME("open", dir, path, flags, (flags & O_CREAT) != 0, raw(SYS_openat, dir, L(path), flags, mode, 0, 0));
+    ON_NAME(word_for(dir, path, flags), dir, path, flags, flags & O_CREAT, raw(SYS_openat, dir, L(path), flags, mode, 0, 0));
 }
 
 #define MODE_ARGUMENT(last)                                                                                            \
@@ -635,8 +642,8 @@ EXPORT long syscall(long number, ...) {
         const struct open_how *how = (const struct open_how *)c;
         if (!changes((int)how->flags))
             break;
-        ON_NAME("open", (int)a, (const char *)b, how->flags, (how->flags & O_CREAT) != 0,
-                raw(SYS_openat2, a, b, c, d, 0, 0));
+        ON_NAME(word_for((int)a, (const char *)b, (int)how->flags), (int)a, (const char *)b, how->flags,
+                (how->flags & O_CREAT) != 0, raw(SYS_openat2, a, b, c, d, 0, 0));
     }
     default:
         break;

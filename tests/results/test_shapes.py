@@ -71,9 +71,9 @@ IN_TEXT = [
     ("named-secret", "export CLIENT_SECRET={abcdefgh12}; ls"),
     ("named-secret", "https://example.org/?access_token={abc12345678}&x=1"),
     ("named-secret", '{{"x-api-key": "{0123456789}"}}'),
-    ("named-secret", 'apikey := `{0123456789}`'),
+    ("named-secret", "apikey := `{0123456789}`"),
     ("named-secret", "aws_secret_access_key = {wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY}"),
-    ("named-secret", r'{{\"token\": \"{abc12345678}\"}}'),
+    ("named-secret", r"{{\"token\": \"{abc12345678}\"}}"),
     ("named-secret", "(token={abcdef123456})"),
     ("named-secret", "Set-Cookie: session_token={0123456789abcdef}; Path=/"),
 ]
@@ -210,7 +210,7 @@ ATTACKS = [
 @pytest.mark.parametrize("part", ATTACKS, ids=repr)
 @pytest.mark.parametrize("end", ["", "!", "(", '"'], ids=["", "bang", "call", "quote"])
 def test_no_pattern_takes_more_than_time_in_proportion(part: str, end: str) -> None:
-    """Half a megabyte: were it not so, this would take the better part of an hour. No clock is looked at."""
+    """Half a megabyte: with one pattern that scans on from each of its beginnings this takes minutes. It ends at all."""
     gates = " ".join(dict.fromkeys(gate for shape in SHAPES for gate in shape.gates))
     text = "token=" + part * ((1 << 19) // len(part)) + end
 
