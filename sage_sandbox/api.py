@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sage_sandbox.errors import NoSuchRun, UsageError
+from sage_sandbox.errors import Locked, NoSuchRun, UsageError
+from sage_sandbox.escaping import clip
 from sage_sandbox.policy import Grant, parse_duration, parse_grant
 from sage_sandbox.runner import FEATURE, Runner, parallel_limit, warm
 from sage_sandbox.workflow.definition import AskedLimits, Template, Workflow
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from sage_sandbox.store.records import Definition
 
 FEATURE_MAX: Final = 64
+ACTIVE_WIDTH: Final = 1000
 REQUIREMENTS: Final = ("memory=cgroup",)
 
 
@@ -156,10 +158,12 @@ def prepare(
             overrides = _overrides(limits)
             review = _approve(workflow, how.allow, how)
             runner = start(workflow, feature, values, overrides, review, how.timeout_s)
+            definition = None
             if journal is not None:
-                journal.begin(_definition(1, workflow, values, overrides, review, how.timeout_s, how.env), workflow)
+                definition = _definition(workflow, values, overrides, review, how.timeout_s, how.env)
+                journal.begin(definition, workflow)
                 runner.saved_by(journal)
-            return Prepared(workflow, runner, _said(notice, *review.notices), journal=journal)
+            return Prepared(workflow, runner, _said(notice, *review.notices, _lacking(definition)), journal=journal)
 
 
 def prepare_resume(
@@ -185,16 +189,16 @@ def prepare_resume(
             timeout_s = definition.timeout_s if how.timeout_s is None else how.timeout_s
             kept = weigh(found, workflow, aside)
             runner = start(workflow, feature, values, overrides, review, timeout_s, kept)
-            notices = _said(notice, *_repairs(found), *([] if update else _changes(definition)), *review.notices)
+            changed = [] if update else _changes(definition)
+            notices = _said(notice, *_repairs(found), *changed, *review.notices)
             if found.state.status == "completed" and workflow.digest == definition.digest and not kept.again:
                 journal.close()
                 runner.workflow_id = found.state.run
                 return Prepared(workflow, runner, notices, kept)
-            number = max(definition.number, found.state.definition) + 1
-            fresh = _definition(number, workflow, values, overrides, review, timeout_s, how.env) if update else None
+            fresh = _definition(workflow, values, overrides, review, timeout_s, how.env) if update else None
             journal.go_on(found, workflow, aside, fresh)
             runner.saved_by(journal)
-            return Prepared(workflow, runner, notices, kept, journal)
+            return Prepared(workflow, runner, _said(*notices, _lacking(fresh)), kept, journal)
 
 
 # -- in a process of its own ---------------------------------------------------------------------------------------
@@ -430,7 +434,21 @@ def _open_journal(how: How, feature: str) -> tuple[Journal, str]:
     _check_place(how.project, feature)
     place = project_place(how.project, how.env)
     keys = open_keys(how.env, place, ask_passphrase=how.ask_passphrase)
-    return Journal.open(how.project, place, feature, keys, known_values(how.env))
+    try:
+        return Journal.open(how.project, place, feature, keys, known_values(how.env))
+    except Locked as error:
+        raise Locked(error.message, "; ".join(_said(error.hint, _active(how.project))), error.owner) from error
+
+
+def _active(project: Path) -> str:
+    """What runs in a project, for people."""
+    from sage_sandbox.store.active import listed
+    from sage_sandbox.store.layout import state_folder
+
+    with state_folder(project) as folder:
+        entries = listed(folder)
+    known = (f"{feature} ({entry.get('template')}, since {entry.get('startedAt')})" for feature, entry in entries.items())
+    return f"running here: {clip(', '.join(known), ACTIVE_WIDTH)}" if entries else ""
 
 
 def _refuse_unfinished(journal: Journal) -> None:
@@ -462,7 +480,6 @@ def _overrides(limits: Iterable[str] | AskedLimits) -> AskedLimits:
 
 
 def _definition(
-    number: int,
     workflow: Workflow,
     values: Mapping[str, Any],
     overrides: AskedLimits,
@@ -476,7 +493,7 @@ def _definition(
 
     assert workflow.template is not None
     definition = Definition(
-        number=number,
+        number=1,  # where there is one already, the store gives it the next
         name=workflow.name,
         kind=workflow.template.kind,
         source=os.path.abspath(workflow.source),  # noqa: PTH100 - links in it are the user's own words
@@ -491,6 +508,13 @@ def _definition(
         timeout_s=timeout_s,
     )
     return without_secrets(definition, known_values(environ))
+
+
+def _lacking(definition: Definition | None) -> str:
+    """What to say of a definition that nothing can go by again."""
+    if definition is None or not definition.lacks_secrets:
+        return ""
+    return "a secret stands in the template or in a parameter: it is not saved, so this run cannot be resumed"
 
 
 # -- what a resume goes on from ------------------------------------------------------------------------------------

@@ -138,27 +138,26 @@ class Journal:
         self, found: Found, workflow: Workflow, aside: Collection[str] = (), definition: Definition | None = None
     ) -> None:
         """Resume a run without the phases ``aside``; a new ``definition`` takes the old one's place."""
-        dropped = [checkpoint for phase, checkpoint in found.checkpoints.items() if phase in aside]
+        dropped = [(c.phase, c.attempt, c.generation) for c in found.checkpoints.values() if c.phase in aside]
+        every_dropped = (*found.state.dropped, *dropped)
         self.run = found.state.run
-        text = f"resume {workflow.name}"
-        self._note("resume", text, {"dropped": [checkpoint.phase for checkpoint in dropped]})
+        self._note("resume", f"resume {workflow.name}", {"dropped": [phase for phase, _, _ in dropped]})
         if definition is not None:
             self._note("grants", f"{len(definition.grants)} granted", {"grants": list(definition.grants)})
         for damage in found.damages:
             self._audit.reduce("error", f"damaged: {damage.name}", run=self.run, feature=self.feature)
         self._store.adopt(found)
         if definition is not None:
-            self._store.define(definition)
+            self._store.define(replace(definition, dropped=every_dropped, absent=found.state.absent))
         self._marks = {phase: held for phase, held in found.checkpoints.items() if phase not in aside}
         now = self._now()
         state = replace(
             found.state,
             status="running",
             template=workflow.name,
-            definition=definition.number if definition else found.state.definition,
             phase_ids=tuple(phase.id for phase in workflow.phases),
             updated_at=now,
-            dropped=(*found.state.dropped, *((c.phase, c.attempt, c.generation) for c in dropped)),
+            dropped=every_dropped,
             errors=(),
             sessions=(*found.state.sessions, Session(now)),
         )

@@ -41,8 +41,8 @@ class Outcome:
     """How one operation ended, from its last attempt.
 
     ``result`` is JSON text (UTF-8), already checked for size, depth and node count, still untrusted. ``stdout`` and
-    ``stderr`` are the last 64 KiB of each, raw. Durations are seconds, sizes bytes. ``scrubbed`` counts the secrets that
-    were replaced in all of this by ``[secret:NAME]``.
+    ``stderr`` are the last 64 KiB of each, raw. Durations are seconds, sizes bytes. ``scrubbed`` counts the secrets
+    that were replaced in all of this by ``[secret:NAME]``.
     """
 
     status: Literal["fulfilled", "rejected"]

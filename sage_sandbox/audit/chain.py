@@ -90,7 +90,7 @@ def stamp(time: datetime) -> str:
 def draft(
     time: str, kind: str, text: str, *, run: str = "", feature: str = "", data: Mapping[str, Any] | None = None
 ) -> Entry:
-    """An entry that has no place in the chain yet, cut to what fits into a line. ValueError if there is no such kind."""
+    """An entry that has no place in the chain yet, cut to what fits into a line. ValueError for another kind."""
     if kind not in KINDS:
         raise ValueError(f"{kind!r} is not a kind of entry")
     entry = Entry(0, time, run[:_NAME_MAX], feature[:_NAME_MAX], kind, _cut(text), {}, "")

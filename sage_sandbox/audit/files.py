@@ -1,4 +1,4 @@
-"""Where the log and its head lie, and how they are read: in pieces, so that neither their size nor a hole in them matters.
+"""Where the log and its head lie, and how they are read: in pieces, so that their size does not matter.
 
 The head is a mark with the user, outside the project: it says how far the log had come when it was last made durable.
 """

@@ -88,7 +88,7 @@ class AuditLog:
             self._append(tuple(self._waiting))
 
     def begin_anew(self, key: bytes, aside: str, text: str) -> None:
-        """Go on under another key: the log so far is kept as ``aside``, and a line stands for it, as for what is pruned.
+        """Go on under another key: the log so far is kept as ``aside``; a line stands for it, as for what is pruned.
 
         Killed in between, there is the old log or the new one.
         """

@@ -222,8 +222,11 @@ def enter(
         connection.connect(address)
         connection.sendall(hello(token, slot))
     except OSError:
-        # The coordinator ended while we were starting.
+        # The coordinator ended while we were starting. If it was killed, nobody else would end this process: it holds
+        # both ends of the pipe that it would wait on for ever.
         connection.close()
+        if own_process:
+            os._exit(0)
         return
     worker = Worker(connection, make(project, slot), Scrubber(secrets), own_process=own_process)
     _here.worker = worker

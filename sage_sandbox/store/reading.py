@@ -294,7 +294,7 @@ def _with_checkpoints(
 ) -> Found:
     state = main.state
     every, wrong = _read_checkpoints(reader, below, state)
-    counted = _newest(every)
+    counted = _newest(every, state)
     seen = {*state.absent, *(generation for _, _, generation in state.dropped)}
     seen.update(checkpoint.generation for checkpoint in every)
     # What was certainly written: what the anchor knows of, and what the main file's index names.
@@ -341,12 +341,14 @@ def _read_checkpoints(
     return every, wrong
 
 
-def _newest(every: Iterable[Checkpoint]) -> dict[str, Checkpoint]:
-    """The checkpoint that counts, by phase."""
+def _newest(every: Iterable[Checkpoint], state: State) -> dict[str, Checkpoint]:
+    """The checkpoint that counts, by phase. With one that was dropped, those before it were."""
+    first = {phase: attempt + 1 for phase, attempt, _ in sorted(state.dropped)}
     counted: dict[str, Checkpoint] = {}
     for checkpoint in every:
         known = counted.get(checkpoint.phase)
-        if known is None or known.attempt < checkpoint.attempt:
+        least = known.attempt + 1 if known is not None else first.get(checkpoint.phase, 1)
+        if checkpoint.attempt >= least:
             counted[checkpoint.phase] = checkpoint
     return counted
 

@@ -60,6 +60,9 @@ class RunStore:
     read, for a failed fsync may have dropped what a later one would say is durable.
     """
 
+    _definition: Definition | None
+    _attempts: dict[str, int]
+
     def __init__(self, folder: Folder, lock: Lock, place: ProjectPlace, feature: str, keys: Keys) -> None:
         self.feature = feature
         self._folder = folder
@@ -228,11 +231,11 @@ class RunStore:
         if self._below is not None:
             self._below.close()
         self._below = None
-        self._definition: Definition | None = None
+        self._definition = None
         self._run = ""
         self._generation = 0
         self._sequence = 0
-        self._attempts: dict[str, int] = {}
+        self._attempts = {}
         self._main = b""
 
     def _sweep(self) -> None:

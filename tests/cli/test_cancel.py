@@ -29,7 +29,7 @@ class Run:
 
     def cancel(self, save):
         self.cancelled.append(save)
-        threading.Thread(target=self.server.finish, args=(self.end,)).start()
+        threading.Thread(target=self.server.finish, args=(self.end,)).start()  # type: ignore[union-attr]
 
     def status(self):
         raise AssertionError

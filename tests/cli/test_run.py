@@ -12,22 +12,28 @@ import subprocess
 import termios
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 from commands import cli_argv, run_cli
+from saved_runs import fail, hang
 
 from sage_sandbox import api
 from sage_sandbox.cli import results
 from sage_sandbox.cli.main import main
+from sage_sandbox.disk.files import sage_folder
+from sage_sandbox.disk.locking import acquire
 from sage_sandbox.dispatch.dispatcher import Dispatcher, inline_pool
 from sage_sandbox.errors import ExitCode, UsageError
 from sage_sandbox.outcome import Outcome, rejected
 from sage_sandbox.sandbox.job import Job
+from sage_sandbox.store import active
+from sage_sandbox.store.layout import lock_name
 from sage_sandbox.workflow.definition import Keep
 
 
@@ -327,6 +333,181 @@ def test_the_library_refuses_what_it_cannot_mean(jobs, template):
         api.run(template(ONE), timeout="soon")
 
 
+# --- what is saved
+
+
+def test_a_run_leaves_its_state_and_says_nothing_of_it(world, capsys):
+    assert world.run() == ExitCode.DONE
+
+    assert {
+        "ACTIVE_WORKFLOWS.json",
+        "workflow-f.json",
+        "workflow-f.json.bak",
+        "workflow-f/_definition.1.json",
+        "workflow-f/a.1.json",
+        "workflow-f/b.1.json",
+        "workflow-f/c.1.json",
+    } == set(world.tree())
+    assert {"workflows": []} == json.loads(world.state("ACTIVE_WORKFLOWS.json").read_text())
+    assert "sav" not in capsys.readouterr().err
+
+
+def test_nothing_that_is_saved_can_be_read_without_the_key(world):
+    world.acts["a/op-1"] = lambda _job, _fd: Outcome("fulfilled", result=b'"plain to see"')
+    world.run()
+
+    assert not [name for name, data in world.tree().items() if b"plain to see" in data or b"def run" in data]
+
+
+def test_files_of_the_state_are_the_users_alone(world):
+    world.run()
+    files, folders = 0o600, 0o700
+
+    modes = {path: path.stat().st_mode & 0o777 for path in (world.project / ".sage").rglob("*")}
+
+    assert {} == {path: mode for path, mode in modes.items() if mode != (folders if path.is_dir() else files)}
+
+
+def test_without_encryption_state_is_readable_and_holds_no_granted_secret(world, monkeypatch, capsys):
+    monkeypatch.setenv("SAGE_STATE_ENCRYPTION", "false")
+    monkeypatch.setenv("WEATHER", "cloudy, with 3 showers")
+    world.write({"a": {"op_fields": {"policy": {"env": ["WEATHER"]}}}})
+    world.acts["a/op-1"] = lambda job, _fd: Outcome(
+        "fulfilled", result=json.dumps(dict(job.env)["WEATHER"]).encode(), stderr=dict(job.env)["WEATHER"].encode()
+    )
+
+    assert world.run("--allow", "env:WEATHER") == ExitCode.DONE
+
+    checkpoint = json.loads(world.state("workflow-f", "a.1.json").read_text())["payload"]
+    assert ("a", "completed", {"op-1": "[secret:known]"}) == tuple(
+        checkpoint[name] for name in ("phaseId", "status", "results")
+    )
+    files = [path for path in (world.project / ".sage").rglob("*") if path.is_file()]
+    out, err = capsys.readouterr()
+    assert not [path for path in files if b"cloudy" in path.read_bytes()]
+    assert "cloudy" not in out + err
+
+
+def test_a_checkpoint_says_when_its_phase_started(world, monkeypatch):
+    monkeypatch.setenv("SAGE_STATE_ENCRYPTION", "false")
+    world.write({"a": {"fields": {"timeout": 300}}})
+    world.acts["a/op-1"] = hang
+    world.run()
+
+    record = json.loads(world.state("workflow-f", "a.1.json").read_text())["payload"]
+    began, ended = (datetime.fromisoformat(record[name]) for name in ("timestamp", "completedAt"))
+
+    assert record["metrics"]["duration"] == pytest.approx((ended - began) / timedelta(milliseconds=1), abs=2)
+    assert record["metrics"]["duration"] >= 300
+
+
+def test_an_unfinished_feature_is_not_run_over(world, capsys):
+    world.acts["b/y"] = fail
+    world.run()
+    before = world.tree()
+    capsys.readouterr()
+
+    assert world.run() == ExitCode.USAGE
+
+    assert [
+        "✗ f is paused: 1 of 3 phases are done",
+        "hint: go on with: sage-sandbox resume f; or start anew with --restart",
+    ] == capsys.readouterr().err.splitlines()
+    assert ([], before) == (world.ran, world.tree())
+
+
+def test_restart_puts_aside_what_there_was_and_starts_anew(world, capsys):
+    world.acts["b/y"] = fail
+    world.run("--json")
+    first = json.loads(capsys.readouterr().out)["workflowId"]
+    before = world.tree()
+    world.acts.clear()
+
+    assert world.run("--restart", "--json") == ExitCode.DONE
+
+    assert first != json.loads(capsys.readouterr().out)["workflowId"]
+    assert 4 == len(world.ran)
+    assert {f"aside/f.1/{name}": data for name, data in before.items() if "ACTIVE" not in name}.items() <= (
+        world.tree().items()
+    )
+
+
+def test_restart_starts_anew_over_what_cannot_be_read(world, monkeypatch):
+    world.acts["b/y"] = fail
+    world.run()
+    world.acts.clear()
+    monkeypatch.setenv("SAGE_STATE_KEY", "11" * 32)
+
+    assert world.run() == ExitCode.WRONG_KEY
+    assert world.run("--restart") == ExitCode.DONE
+
+
+def test_a_completed_feature_is_run_anew(world):
+    world.run()
+
+    assert world.run() == ExitCode.DONE
+
+    assert 4 == len(world.ran)
+
+
+def test_features_do_not_know_each_other(world):
+    world.acts["b/y"] = fail
+    world.run()
+
+    assert world.main("run", "t.yaml", "g") == ExitCode.PAUSED
+    assert 3 == len(world.ran)
+
+
+def test_without_state_nothing_is_saved_and_that_is_said(world, capsys):
+    world.acts["c/op-1"] = fail
+
+    assert world.run("--no-state") == ExitCode.FAILED
+
+    err = capsys.readouterr().err
+    assert "⚠ nothing is saved: this run cannot be resumed" == err.splitlines()[0]
+    assert err.endswith("· nothing was saved\n")
+    assert not (world.project / ".sage").exists()
+
+
+def test_no_state_does_not_go_with_detach(world, capsys):
+    assert world.run("--no-state", "--detach") == ExitCode.USAGE
+
+    assert "--detach needs state" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [("run", "t.yaml", "f"), ("run", "t.yaml", "f", "--restart"), ("resume", "f")])
+def test_a_feature_that_is_being_run_is_refused_with_who_does_and_what_else_runs(world, capsys, verb):
+    world.acts["c/op-1"] = fail
+    world.run()
+    before = world.tree()
+    with sage_folder(world.project, "state") as folder, ExitStack() as locks:
+        for feature in ("f", "g"):
+            locks.enter_context(acquire(folder, lock_name(feature), wait_s=0, who=feature))
+            active.announce(folder, feature, {"template": feature.upper(), "startedAt": "2030-01-01T00:00:00Z"})
+        capsys.readouterr()
+
+        assert world.main(*verb) == ExitCode.LOCKED
+
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"✗ f is being run already: another process runs this (f, pid {os.getpid()} since 2")
+    assert hint.endswith("; running here: f (F, since 2030-01-01T00:00:00Z), g (G, since 2030-01-01T00:00:00Z)")
+    assert [] == world.ran
+    changed = {name for name, data in world.tree().items() if before.get(name) != data}
+    assert {"ACTIVE_WORKFLOWS.json"} == changed
+
+
+def test_a_run_is_on_the_list_while_it_runs(world):
+    listed = []
+    world.acts["b/x"] = lambda job, fd: (
+        listed.append(json.loads(world.state("ACTIVE_WORKFLOWS.json").read_text())),
+        fail(job, fd),
+    )[1]
+    world.run()
+
+    ((entry,),) = [item["workflows"] for item in listed]
+    assert ("f", "Steps", os.getpid()) == (entry["feature"], entry["template"], entry["pid"])
+
+
 # --- real sandboxes
 
 
@@ -341,14 +522,10 @@ def test_a_run_in_real_sandboxes_returns_what_the_code_returned(template, projec
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("answer", "code"), [("y", 0), ("n", 15), ("", 15)])
-def test_on_a_terminal_the_user_is_asked_for_what_is_missing(template, project, answer, code):
-    (project / "src").mkdir()
-    asking = ONE.replace("params:", "policy: {read: [src]}, params:")
+def answered_on_a_terminal(argv, cwd, prompt_end, answer):
+    """Run something on a terminal of its own and answer its question: what it had said, and its exit code."""
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        cli_argv("run", template(asking)), cwd=project, stdin=theirs, stderr=theirs, stdout=subprocess.PIPE
-    )
+    process = subprocess.Popen(argv, cwd=cwd, stdin=theirs, stderr=theirs, stdout=subprocess.PIPE)
     watchdog = threading.Timer(60, process.kill)
     watchdog.start()
     modes = termios.tcgetattr(theirs)
@@ -356,21 +533,75 @@ def test_on_a_terminal_the_user_is_asked_for_what_is_missing(template, project, 
     termios.tcsetattr(theirs, termios.TCSANOW, modes)
     os.close(theirs)
     question = b""
-    while not question.endswith(b"[n] "):
-        question += os.read(ours, 1024)
+    with suppress(OSError):  # EIO: nobody has the other end any more
+        while not question.endswith(prompt_end):
+            question += os.read(ours, 1024)
 
     # What is typed before the process waits for it is thrown away, so it is typed until there is a reaction.
     while not select.select([ours], [], [], 0.2)[0]:
         os.write(ours, f"{answer}\n".encode())
-    with suppress(OSError):  # EIO: nobody has the other end any more
+    with suppress(OSError):
         while os.read(ours, 1024):
             pass
     process.communicate()
     watchdog.cancel()
     os.close(ours)
+    return question.decode(), process.returncode
 
-    assert b"read:src" in question
-    assert code == process.returncode
+
+@pytest.mark.parametrize(("answer", "code"), [("y", 0), ("n", 15), ("", 15)])
+def test_on_a_terminal_the_user_is_asked_for_what_is_missing(template, project, answer, code):
+    (project / "src").mkdir()
+    asking = ONE.replace("params:", "policy: {read: [src]}, params:")
+
+    question, ended = answered_on_a_terminal(cli_argv("run", template(asking)), project, b"[n] ", answer)
+
+    assert "read:src" in question
+    assert code == ended
+
+
+@pytest.fixture
+def read_only(project):
+    """How to run something that cannot write into the project."""
+    if os.geteuid():
+        (project / ".sage").mkdir(mode=0o500)
+        yield lambda argv: argv
+        (project / ".sage").chmod(0o700)
+        return
+    script = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && cd "$0" && exec "$@"'
+    wrap = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, str(project)]
+    if subprocess.run([*wrap, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this kernel lets nobody mount here")
+    yield lambda argv: [*wrap, *argv]
+
+
+def test_where_state_cannot_be_written_a_run_is_refused_and_no_state_runs_it(template, project, read_only):
+    path = template(ONE)
+
+    def run(*options):
+        argv = read_only(cli_argv("run", path, "f", *options))
+        return subprocess.run(
+            argv, cwd=project, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    refused = run()
+    assert 1 == refused.returncode
+    assert f"✗ state cannot be written: {project}/.sage" in refused.stderr
+    assert "hint: `--no-state` runs without it; such a run cannot be resumed" in refused.stderr.splitlines()
+
+    done = run("--no-state")
+    assert (0, "⚠ nothing is saved: this run cannot be resumed") == (done.returncode, done.stderr.splitlines()[0])
+    assert not (project / ".sage" / "state").exists()
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y", 0), ("n", 1), ("", 1)])
+def test_on_a_terminal_the_user_is_asked_whether_to_run_without_state(template, project, read_only, answer, code):
+    argv = read_only(cli_argv("run", template(ONE), "f"))
+
+    question, ended = answered_on_a_terminal(argv, project, b"[y/N]: ", answer)
+
+    assert "run without saving? it cannot be resumed then" in question
+    assert code == ended
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

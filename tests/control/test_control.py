@@ -132,7 +132,7 @@ def process(tmp_path):
     """A run in a process of its own, which ends when a line is sent to it."""
     argv = [sys.executable, "-P", "-c", RUN, PACKAGE_FOLDER, str(tmp_path / "nowhere"), ID]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as started:
-        assert started.stdout.readline() == "ready\n"
+        assert started.stdout.readline() == "ready\n"  # type: ignore[union-attr]
         try:
             yield started
         finally:
@@ -192,7 +192,7 @@ class TestTheAddress:
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
         server = Server.open(ID, "f", handler=handler)
 
-        assert "research" == ask(ID, "f", STATUS, timeout_s=20)["phase"]
+        assert "research" == ask(ID, "f", STATUS, timeout_s=20)["phase"]  # type: ignore[index]
         server.close()
 
     def test_is_usable_whatever_the_umask(self, handler, runtime):
@@ -251,7 +251,7 @@ class TestARun:
 
     def test_answers_also_who_asked_at_the_last_moment(self, server, handler, runtime):
         held, go = threading.Event(), threading.Event()
-        handler.status = lambda: (held.set(), go.wait(20), {})[-1]
+        handler.status = lambda: (held.set(), go.wait(20), {})[-1]  # type: ignore[func-returns-value]
         with ExitStack() as stack:
             first, early, silent, late = (stack.enter_context(connected(runtime / NAME)) for _ in range(4))
             first.sendall(b'{"do": "status"}\n')
@@ -274,11 +274,11 @@ class TestARun:
 
         assert {"error": "ZeroDivisionError: division by zero"} == ask(ID, "f", STATUS, timeout_s=20)
         del handler.status
-        assert "research" == ask(ID, "f", STATUS, timeout_s=20)["phase"]
+        assert "research" == ask(ID, "f", STATUS, timeout_s=20)["phase"]  # type: ignore[index]
 
     def test_leaves_signals_to_the_main_thread(self, server, handler):
         masks = []
-        handler.status = lambda: masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, [])) or {}
+        handler.status = lambda: masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, [])) or {}  # type: ignore[func-returns-value, redundant-expr]
         ask(ID, "f", STATUS, timeout_s=20)
 
         assert {signal.SIGTERM, signal.SIGINT, signal.SIGHUP} <= masks[0]
@@ -287,10 +287,10 @@ class TestARun:
         with ExitStack() as stack:
             for project, feature in ((ID, "g"), ("0" * 32, "f")):
                 run = Run()
-                run.status = lambda name=feature: {"phase": name}
+                run.status = lambda name=feature: {"phase": name}  # type: ignore[method-assign, misc]
                 stack.callback(Server.open(project, feature, handler=run).close)
 
-            phases = [ask(*name, STATUS, timeout_s=20)["phase"] for name in ((ID, "f"), (ID, "g"), ("0" * 32, "f"))]
+            phases = [ask(*name, STATUS, timeout_s=20)["phase"] for name in ((ID, "f"), (ID, "g"), ("0" * 32, "f"))]  # type: ignore[index]
         assert ["research", "g", "f"] == phases
 
 
@@ -325,7 +325,7 @@ class TestWhoAsksAmiss:
         try:
             speak(folder / address(ID, "h"), data.replace(b"\n", b"") + b"\n")
 
-            assert ([], "research") == (run.cancelled, ask(ID, "h", STATUS, timeout_s=20)["phase"])
+            assert ([], "research") == (run.cancelled, ask(ID, "h", STATUS, timeout_s=20)["phase"])  # type: ignore[index]
         finally:
             server.close()
 
@@ -396,7 +396,7 @@ class TestManyAtOnce:
     def test_those_without_a_request_queue_and_are_let_in_in_turn(self, server, runtime, elsewhere):
         there = []
         let_in = server._let_in
-        server._let_in = lambda: (let_in(), there.append(len(server._asking())))[0]
+        server._let_in = lambda: (let_in(), there.append(len(server._asking())))[0]  # type: ignore[func-returns-value]
         with ExitStack() as stack:
             patient = stack.enter_context(connected(runtime / NAME))
             patient.sendall(b'{"do": "wait"}\n')
@@ -472,7 +472,7 @@ class TestTheSocket:
 
             assert ask(ID, "f", STATUS, timeout_s=20) is None
             server = Server.open(ID, "f", handler=handler)
-            assert "research" == ask(ID, "f", STATUS, timeout_s=20)["phase"]
+            assert "research" == ask(ID, "f", STATUS, timeout_s=20)["phase"]  # type: ignore[index]
             server.close()
 
     def test_replaces_whatever_has_its_name(self, runtime, handler):
@@ -501,7 +501,7 @@ class TestTheSocket:
             raise OSError(errno.ENOBUFS, "no buffers")
 
         setattr(Refusing, call, refuse)
-        monkeypatch.setattr(control.socket, "socket", Refusing)
+        monkeypatch.setattr(control.socket, "socket", Refusing)  # type: ignore[attr-defined]
         before = open_descriptors()
 
         with pytest.raises(OSError, match="no buffers"):
@@ -533,7 +533,7 @@ class TestTheSocket:
         )
         argv = [sys.executable, "-P", "-c", code, PACKAGE_FOLDER, str(tmp_path / "nowhere"), ID]
         with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
-            assert "ready\n" == run.stdout.readline()
+            assert "ready\n" == run.stdout.readline()  # type: ignore[union-attr]
             assert {"phase": "p"} == ask(ID, "f", STATUS, timeout_s=20)
             run.communicate("\n", timeout=20)
 
@@ -542,7 +542,7 @@ class TestTheSocket:
         server = Server.open(ID, "f", handler=handler, mend_s=0.01)
         made = threading.Event()
         bind = control._Door._bind
-        monkeypatch.setattr(control._Door, "_bind", lambda *args: (bind(*args), made.set())[0])
+        monkeypatch.setattr(control._Door, "_bind", lambda *args: (bind(*args), made.set())[0])  # type: ignore[func-returns-value]
         if how == "swap":
             (runtime / "other").write_text("")
             (runtime / "other").replace(runtime / NAME)
@@ -559,7 +559,7 @@ class TestTheSocket:
     def test_that_is_still_there_is_left_alone(self, handler, runtime, monkeypatch):
         looked = threading.Semaphore(0)
         is_lost = control._Door.is_lost
-        monkeypatch.setattr(control._Door, "is_lost", lambda door: (is_lost(door), looked.release())[0])
+        monkeypatch.setattr(control._Door, "is_lost", lambda door: (is_lost(door), looked.release())[0])  # type: ignore[func-returns-value]
         server = Server.open(ID, "f", handler=handler, mend_s=0.01)
         before = os.lstat(runtime / NAME).st_ino
 
@@ -570,7 +570,7 @@ class TestTheSocket:
     def test_that_cannot_be_made_anew_is_tried_again(self, handler, runtime, monkeypatch):
         server = Server.open(ID, "f", handler=handler, mend_s=0.01)
         tries, made = [], threading.Event()
-        real = control.open_runtime
+        real = control.open_runtime  # type: ignore[attr-defined]
 
         def open_runtime(environ):
             tries.append(environ)
@@ -611,7 +611,7 @@ class TestWhomToTrust:
         server = Server.open(ID, "f", handler=handler, environ={})
 
         assert not (tmp_path / "sage-sandbox").exists()
-        assert "research" == ask(ID, "f", STATUS, timeout_s=20)["phase"]
+        assert "research" == ask(ID, "f", STATUS, timeout_s=20)["phase"]  # type: ignore[index]
         server.close()
 
     @pytest.mark.parametrize("mode", [0o710, 0o701, 0o777])
@@ -743,7 +743,7 @@ class TestNoAnswer:
 
     def test_once_the_time_is_over_although_it_says_something(self, runtime, elsewhere, monkeypatch):
         times = iter([0.0, 0.0, 1.0, 3.0])
-        monkeypatch.setattr(control.time, "monotonic", lambda: next(times))
+        monkeypatch.setattr(control.time, "monotonic", lambda: next(times))  # type: ignore[attr-defined]
         with pytest.raises(NotAnswering):
             answered_with(runtime, elsewhere, b'{"phase"', [STATUS], timeout_s=2, close=False)
 
@@ -755,7 +755,7 @@ class TestNoAnswer:
     def test_the_longest_answer_is_taken(self, server, handler):
         handler.status = lambda: {"x": "x" * (ANSWER_MAX - 9)}
 
-        assert ANSWER_MAX - 9 == len(ask(ID, "f", STATUS, timeout_s=20)["x"])
+        assert ANSWER_MAX - 9 == len(ask(ID, "f", STATUS, timeout_s=20)["x"])  # type: ignore[index]
 
 
 def answered_with(runtime, elsewhere, answer, requests, *, timeout_s=20, close=True):
@@ -802,7 +802,7 @@ class TestCancel:
         assert handler.told.wait(20)
         run.finish({**LAST, "checkpointSaved": save})
 
-        assert Cancelled("f", "cancelled", LAST["cancelledAt"], save) == asked.result()
+        assert Cancelled("f", "cancelled", LAST["cancelledAt"], save) == asked.result()  # type: ignore[arg-type]
         assert [save] == handler.cancelled
 
     def test_finds_the_project_by_its_real_path(self, run, project, handler, elsewhere):

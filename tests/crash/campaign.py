@@ -11,11 +11,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
-from crash import powercut
 from crash.harness import Call, Harness, Plan, Timer
-from crash.shim import Tools
 from crash.workload import LINGER_S, Site, Story
+
+if TYPE_CHECKING:
+    from crash import powercut
+    from crash.shim import Tools
 
 WORKERS = 2
 """How many trials at once."""
@@ -108,12 +111,11 @@ class Bench:
                 timer = Timer(chance.uniform(0.0, longest_s), chance.choice(("tree", "process")))
                 how = {"timer": timer, "linger_s": LINGER_S if timer.scope == "process" else 0.0}
                 # Whoever goes on does not wait until the workers of the dead have noticed.
-                running = lingering.enter_context(self.harness.started(story.next(), **how))
+                running = lingering.enter_context(self.harness.started(story.next(), **how))  # type: ignore[arg-type]
                 killed = running.ended() < 0
                 orphans = orphans or timer.scope == "process"
                 story.look(None if killed else running.result(), orphans=orphans)
-            wrong = story.end()
-        return wrong
+            return story.end()
 
     def _prepare(self, plan: Plan, kept: Path) -> None:
         self.site.make()

@@ -1,4 +1,4 @@
-"""Makes every call that the shim counts, some of them in other processes. The only argument is the folder it works in."""
+"""Makes every call that the shim counts, some of them in other processes. Its argument is the folder it works in."""
 
 from __future__ import annotations
 
@@ -82,7 +82,12 @@ def raw(top: Path) -> None:
     os.close(fd)
     number = SYSCALLS[os.uname().machine]["renameat2"]
     libc.syscall(
-        ctypes.c_long(number), AT_FDCWD, os.fsencode(top / "four"), AT_FDCWD, os.fsencode(top / "vier"), ctypes.c_uint(1)
+        ctypes.c_long(number),
+        AT_FDCWD,
+        os.fsencode(top / "four"),
+        AT_FDCWD,
+        os.fsencode(top / "vier"),
+        ctypes.c_uint(1),
     )
 
 

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from crash.shim import Tools
+if TYPE_CHECKING:
+    from crash.shim import Tools
 
 Scope = Literal["tree", "process"]
 WRITES = frozenset({"write", "pwrite", "writev", "sendfile", "copy_file_range", "splice"})
@@ -94,7 +95,7 @@ class Result:
     stderr: str
     count: int
     fired: str
-    """``crashed`` by a plan for the tree, ``fired`` any other plan, ``not cut`` if there was no power to cut, or empty."""
+    """``crashed`` by a plan for the tree, ``fired`` any other plan, ``not cut`` if no power was to be cut, or empty."""
     calls: tuple[Call, ...] = ()
     left: int = 0
     """Processes that outlived the command's own and had to be killed."""
@@ -160,7 +161,7 @@ class Harness:
     mount: Path | None = None
     """Where a ``cut`` plan cuts the power."""
 
-    def run(self, command: Command, plan: Plan = Plan(), **how: Any) -> Result:  # noqa: B008 - frozen
+    def run(self, command: Command, plan: Plan = Plan(), **how: Any) -> Result:
         """Run a command to its end, whichever end the plan has in store."""
         with self.started(command, plan, **how) as running:
             return running.result()
@@ -169,7 +170,7 @@ class Harness:
     def started(
         self,
         command: Command,
-        plan: Plan = Plan(),  # noqa: B008 - frozen
+        plan: Plan = Plan(),
         *,
         scope: Scope = "tree",
         trace: bool = False,
@@ -256,7 +257,14 @@ def read_trace(text: str) -> list[Call]:
     ended = {number: (int(result), int(ended_ns)) for kind, number, ended_ns, result in _only(lines, "-")}
     calls = [
         Call(
-            int(number), int(began), int(pid), name, int(flags), int(size), _plain(path), _plain(other),
+            int(number),
+            int(began),
+            int(pid),
+            name,
+            int(flags),
+            int(size),
+            _plain(path),
+            _plain(other),
             *ended.get(number, (None, None)),
         )
         for _, number, began, pid, name, flags, size, path, other in _only(lines, "+")

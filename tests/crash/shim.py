@@ -1,4 +1,4 @@
-"""The two small programs of the harness, built where the tests run: the shim that crashes, the keeper that cleans up."""
+"""The two small programs of the harness, built where the tests run: a shim that crashes, a keeper that cleans up."""
 
 from __future__ import annotations
 

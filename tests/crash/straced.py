@@ -77,7 +77,7 @@ def counted(output: Path, top: Path) -> Counter[str]:
     )
 
 
-def _calls(text: str, cwd: str) -> Iterator[tuple[str, str]]:
+def _calls(text: str, cwd: str) -> Iterator[tuple[str, str]]:  # noqa: C901 - a table of calls, one line each
     for line in text.splitlines():
         if not (match := _LINE.match(line)):
             continue

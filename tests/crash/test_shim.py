@@ -24,7 +24,7 @@ ENV = {"PATH": os.defpath}
 def script(harness, tmp_path):
     """Run some lines of Python under the shim, with ``top``, the folder that is watched."""
 
-    def run(text, plan=Plan(), **how):
+    def run(text, plan=Plan(), **how):  # noqa: B008 - frozen
         code = f"import os, sys, time\nfrom pathlib import Path\ntop = Path({str(harness.watched[0])!r})\n{text}"
         return harness.run(Command([*PYTHON, "-c", code], tmp_path, ENV), plan, **{"trace": True, **how})
 

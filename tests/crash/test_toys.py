@@ -1,4 +1,4 @@
-"""What the harness is worth: a program that does it right passes at every call, and each way to get it wrong is caught."""
+"""What the harness is worth: a program that does it right passes at every call, each way to get it wrong is caught."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Toy:
         self.acknowledged = elsewhere / "acknowledged"
         self.harness = replace(harness, watched=(folder,))
         argv = [*PYTHON, toy.__file__, variant, folder, self.acknowledged]
-        self.command = Command(argv, elsewhere, {"PATH": os.defpath})
+        self.command = Command(argv, elsewhere, {"PATH": os.defpath})  # type: ignore[arg-type]
         self.recover = self.settle = lambda: None
 
     def calls(self):

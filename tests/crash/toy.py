@@ -3,7 +3,8 @@
     toy.py VARIANT FOLDER ACKNOWLEDGED
 
 Each step writes `step.N` once and replaces `state`, then appends N to the file ACKNOWLEDGED (outside of what is
-crashed): from then on the step must be there. Every second step is the work of a forked child. Started again, it goes on.
+crashed): from then on the step must be there. Every second step is the work of a forked child. Started again, it goes
+on.
 """
 
 from __future__ import annotations

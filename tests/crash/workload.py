@@ -278,7 +278,7 @@ class Story:
 
 
 def wrong_on_disk(site: Site, *, power_cut: bool = False) -> Iterator[str]:
-    """What a completed run may not leave, and what it must. A ``power_cut`` may take the last lines of the audit log."""
+    """What a completed run may not leave, and must. A ``power_cut`` may take the last lines of the audit log."""
     found = site.found()
     if found is None or found.state.status != "completed" or found.damages or found.source != "state":
         yield f"the state is {found}"

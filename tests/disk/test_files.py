@@ -293,7 +293,7 @@ class TestWriting:
         calls = []
         for call in ("write", "fsync", "close", "rename"):
             real = getattr(os, call)
-            monkeypatch.setattr(os, call, lambda *a, real=real, call=call, **k: calls.append(call) or real(*a, **k))
+            monkeypatch.setattr(os, call, lambda *a, real=real, call=call, **k: calls.append(call) or real(*a, **k))  # type: ignore[func-returns-value, redundant-expr]
 
         folder.write_new("file", b"x")
 
@@ -332,7 +332,7 @@ class TestWriting:
     def test_a_failed_fsync_is_not_tried_again(self, folder, monkeypatch):
         calls = []
         with monkeypatch.context() as faulty:
-            faulty.setattr(os, "fsync", lambda fd: calls.append(fd) or fail(errno.EIO)())
+            faulty.setattr(os, "fsync", lambda fd: calls.append(fd) or fail(errno.EIO)())  # type: ignore[func-returns-value, redundant-expr]
             with pytest.raises(OSError, match="Input/output"):
                 folder.write_new("file", b"x")
 

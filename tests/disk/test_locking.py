@@ -54,7 +54,7 @@ def holder(folder):
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, folder.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert process.stdout.readline() == "held\n"
+    assert process.stdout.readline() == "held\n"  # type: ignore[union-attr]
     yield process
     process.kill()
     process.communicate()

@@ -112,7 +112,7 @@ def test_a_new_one_is_durable(folder, synced):
 
 @pytest.mark.parametrize("sync", [True, False])
 def test_a_write_is_durable_where_that_is_asked_for(mark, monkeypatch, sync):
-    synced = []
+    synced = []  # type: ignore[var-annotated]
     monkeypatch.setattr(os, "fsync", synced.append)
 
     mark.write(("x",), sync=sync)

@@ -82,12 +82,12 @@ class TestTheProject:
         first, second = project_place(project), project_place(project, make=False)
 
         digest = hashlib.sha256(os.fsencode(project.resolve())).hexdigest()[:32]
-        assert first.id == second.id
+        assert first.id == second.id  # type: ignore[union-attr]
         assert first.real == str(project.resolve())
         assert first.folder.path == str(state / "projects" / digest)
         assert Path(first.folder.path, "project").read_text() == f"{first.id}\n"
         first.folder.close()
-        second.folder.close()
+        second.folder.close()  # type: ignore[union-attr]
 
     def test_a_link_to_it_is_the_same_project(self, project, id_file, tmp_path):
         (tmp_path / "link").symlink_to(project)
@@ -166,16 +166,16 @@ class TestTheProject:
         command = [sys.executable, "-c", FIND, str(project)]
         racing = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(6)]
         for process in racing:
-            assert process.stdout.readline() == "ready\n"
+            assert process.stdout.readline() == "ready\n"  # type: ignore[union-attr]
         for process in racing:
-            process.stdin.write("\n")
-            process.stdin.flush()
+            process.stdin.write("\n")  # type: ignore[union-attr]
+            process.stdin.flush()  # type: ignore[union-attr]
 
         ids = {process.communicate()[0] for process in racing}
 
         place = project_place(project, make=False)
-        assert {f"{place.id}\n"} == ids
-        place.folder.close()
+        assert {f"{place.id}\n"} == ids  # type: ignore[union-attr]
+        place.folder.close()  # type: ignore[union-attr]
 
     def test_a_maker_that_hangs_is_said(self, project, id_file, monkeypatch):
         id_file.unlink()

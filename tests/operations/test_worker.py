@@ -15,6 +15,9 @@ from fake_supervisor import InlineSupervisor, task
 from sage_sandbox.operations import channel, worker
 from sage_sandbox.operations.channel import Ready, Report, Returned, Withdraw
 from sage_sandbox.operations.worker import Worker
+from sage_sandbox.outcome import Outcome
+from sage_sandbox.policy import Policy
+from sage_sandbox.results.scrub import Scrubber
 
 
 class Line:
@@ -35,6 +38,13 @@ class Line:
             assert data, "the worker hung up"
             self._heard += self._frames.feed(data)
         return self._heard.pop(0)
+
+    def hear_outcome(self) -> Outcome:
+        """What the one task that runs leaves."""
+        assert self.hear() == Report((), 1)
+        report = self.hear()
+        assert isinstance(report, Report)
+        return report.ended[0].outcome
 
     def hear_ended(self) -> dict[int, str]:
         frame = self.hear()
@@ -127,6 +137,52 @@ def test_a_sandbox_that_is_withheld_is_said(line: Line) -> None:
 
     assert line.hear() == Ready(("no memory cgroup", "run doctor", "cgroup"))
     assert line.hear_ended() == {1: "error"}
+
+
+@pytest.fixture
+def knowing() -> Iterator[Line]:
+    line = Line(InlineSupervisor("/p"), known=("hunter2hunter2",))
+    line.worker.prepare()
+    line.hear()
+    yield line
+    line.cut()
+
+
+def test_no_secret_leaves_the_worker(knowing: Line) -> None:
+    knowing.worker.run([task(1, "fail no hunter2hunter2 for " + "npm_" + "aB3" * 12)])
+    outcome = knowing.hear_outcome()
+
+    assert outcome.error == "no [secret:known] for [secret:npm-token]"
+    assert outcome.scrubbed == 2
+
+
+def test_what_the_supervisor_fails_with_is_scrubbed_too(knowing: Line) -> None:
+    knowing.worker.run([task(1, "raise hunter2hunter2")])
+
+    assert knowing.hear_outcome().error == "the supervisor failed: ValueError: [secret:known]"
+
+
+def test_the_value_of_a_granted_name_does_not_leave(knowing: Line) -> None:
+    env = (("DSN", "sesame-sesame"), ("SAGE_IDEMPOTENCY_KEY", "0123456789abcdef"))
+    knowing.worker.run([task(1, "env", env=env, policy=Policy(env=("DSN",)))])
+
+    assert knowing.hear_outcome().value() == {"DSN": "[secret:known]", "SAGE_IDEMPOTENCY_KEY": "0123456789abcdef"}
+
+
+def test_a_granted_value_is_the_secret_of_its_own_operation_only(knowing: Line) -> None:
+    knowing.worker.run([task(1, "env", env=(("DSN", "sesame-sesame"),), policy=Policy(env=("DSN",)))])
+    knowing.hear_outcome()
+    knowing.worker.run([task(1, "fail sesame-sesame")])
+
+    assert knowing.hear_outcome().error == "sesame-sesame"
+
+
+def test_what_cannot_be_scrubbed_is_not_shown(knowing: Line) -> None:
+    knowing.worker.run([task(1, "echo", params=b'["hunter2hunter2')])
+    outcome = knowing.hear_outcome()
+
+    assert outcome.error == "what it left could not be scrubbed: ValueError"
+    assert outcome.result == b"null"
 
 
 def test_a_worker_that_loses_its_coordinator_kills_its_child_and_cleans_up() -> None:

@@ -16,9 +16,9 @@ import pytest
 
 import sage_sandbox
 from sage_sandbox.errors import WorkerLost
+from sage_sandbox.policy import SECRET_NAMES
 from sage_sandbox.pool import loky_pool
 from sage_sandbox.pool.loky_pool import LokyPool
-from sage_sandbox.policy import SECRET_NAMES
 from sage_sandbox.pool.surroundings import safe_path, spawning, withhold
 
 ROOT = Path(sage_sandbox.__file__).parents[1]
@@ -173,6 +173,39 @@ def test_spawning_puts_everything_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["SAGE_STATE_KEY"] == "hush"
     assert sys.path == path
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+@pytest.mark.parametrize("given", [None, "", "error", "default::DeprecationWarning"])
+def test_spawning_keeps_the_users_warnings_but_one(monkeypatch: pytest.MonkeyPatch, given: str | None) -> None:
+    monkeypatch.delenv("PYTHONWARNINGS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("PYTHONWARNINGS", given)
+    with spawning():
+        inside = os.environ["PYTHONWARNINGS"]
+
+    assert inside == ",".join(filter(None, (given, "ignore:resource_tracker:UserWarning")))
+    assert os.environ.get("PYTHONWARNINGS") == given
+
+
+KILLED = """
+import os, signal
+import pool_calls
+from sage_sandbox.pool.loky_pool import LokyPool
+if __name__ == "__main__":
+    LokyPool().slot(0).submit(pool_calls.pid).result(20)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("given", ["", "error"])
+def test_a_killed_coordinator_leaves_no_warning_on_the_terminal(tmp_path: Path, given: str) -> None:
+    (tmp_path / "script.py").write_text(KILLED)
+    env = os.environ | {"PYTHONPATH": f"{ROOT}:{TESTS}", "PYTHONWARNINGS": given}
+    command = [sys.executable, "-P", str(tmp_path / "script.py")]
+    # Returns when the trackers have ended, too: they hold the other end of the pipe.
+    ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+    assert (ran.returncode, ran.stderr) == (-signal.SIGKILL, "")
 
 
 def test_withhold_takes_the_secrets_out() -> None:

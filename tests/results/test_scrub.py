@@ -26,10 +26,10 @@ LINE = "MC4CAQAwBQYDK2VwBCIEIHcHbQpzGKV9PBbBclGyZkXfTC+H68CZKrF3+6UduSwq"
 
 # What texts are made of to look for what was overlooked: secrets, parts of them, and what may stand between.
 FRAGMENTS = [
-    KNOWN, NPM, "AKIA" + "IOSFODNN7EXAMPLE", "AIza" + "aB3_-" * 7, "ghp_" + "aB3" * 12, "sk-" + "aB3" * 7, "xoxb-" + "1" * 10,
-    "eyJhbGciOiJI." + "eyJzdWIiOiIx." + "SflKxwRJSMeKKF2QT4", BEGIN, END, LINE, "password=", "token: ", "https://",
-    "user:sesame@", "Authorization: Basic ", "0123456789", "sesameopen", "[secret:known]", "[secret:", "]", "\n", " ", '"',
-    "\\", "\\n", "%3D", "é", "İ", "-", "_", ".", "=", "/", "\udc80", "\0", "${X}", "(",
+    KNOWN, NPM, "AKIA" + "IOSFODNN7EXAMPLE", "AIza" + "aB3_-" * 7, "ghp_" + "aB3" * 12, "sk-" + "aB3" * 7,
+    "xoxb-" + "1" * 10, "eyJhbGciOiJI." + "eyJzdWIiOiIx." + "SflKxwRJSMeKKF2QT4", BEGIN, END, LINE, "password=",
+    "token: ", "https://", "user:sesame@", "Authorization: Basic ", "0123456789", "sesameopen", "[secret:known]",
+    "[secret:", "]", "\n", " ", '"', "\\", "\\n", "%3D", "é", "İ", "-", "_", ".", "=", "/", "\udc80", "\0", "${X}", "(",
 ]  # fmt: skip
 TEXTS = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), max_size=12).map("".join)
 JSONS: st.SearchStrategy[Any] = st.recursive(
@@ -310,8 +310,9 @@ class TestKnownValues:
     @pytest.mark.parametrize(
         "name",
         [
-            "GITHUB_TOKEN", "TOKEN", "client_secret", "DB_PASSWORD", "PGPASSWORD", "STRIPE_API_KEY", "AWS_SECRET_ACCESS_KEY",
-            "DJANGO_SECRET_KEY", "SSH_PRIVATE_KEY", "ANTHROPIC_API_KEY", "SAGE_STATE_KEY", "SAGE_STATE_PASSPHRASE",
+            "GITHUB_TOKEN", "TOKEN", "client_secret", "DB_PASSWORD", "PGPASSWORD", "STRIPE_API_KEY", "SSH_PRIVATE_KEY",
+            "AWS_SECRET_ACCESS_KEY", "DJANGO_SECRET_KEY", "ANTHROPIC_API_KEY", "SAGE_STATE_KEY",
+            "SAGE_STATE_PASSPHRASE",
         ],
     )  # fmt: skip
     def test_a_name_says_that_its_value_is_a_secret(self, name: str) -> None:

@@ -16,12 +16,10 @@ from sage_sandbox.results.scrub import Scrubber
 from sage_sandbox.results.shapes import SHAPES, fold
 
 HEX40 = "16C7e42F292c6912E7710c838347Ae178B4a"
-JWT = ".".join(
-    (
-        "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9",
-        "eyJzdWIiOiIxMjM0NTY3ODkwIiwibmFtZSI6IkpvaG4gRG9lIiwiaWF0IjoxNTE2MjM5MDIyfQ",
-        "SflKxwRJSMeKKF2QT4fwpMeJf36POk6yJV_adQssw5c",
-    )
+JWT = (
+    "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9"
+    ".eyJzdWIiOiIxMjM0NTY3ODkwIiwibmFtZSI6IkpvaG4gRG9lIiwiaWF0IjoxNTE2MjM5MDIyfQ"
+    ".SflKxwRJSMeKKF2QT4fwpMeJf36POk6yJV_adQssw5c"
 )
 BODY = "MC4CAQAwBQYDK2VwBCIEIHcHbQpzGKV9PBbBclGyZkXfTC+H68CZKrF3+6UduSwq"
 
@@ -198,8 +196,9 @@ def test_folding_moves_no_character() -> None:
 
 
 ATTACKS = [
-    "eyJ-", "eyJaaaaaaaaa.", "eyJaaaaaaaaa.eyJ", "://", "://a", "://a:", "://a:b", ":\\/\\/a", "-----BEGIN PRIVATE KEY-----",
-    "-----BEGIN ", "-----END PRIVATE KEY-----", "-", "password=", "password=password", "token\\", "token \t", "token'\\n",
+    "eyJ-", "eyJaaaaaaaaa.", "eyJaaaaaaaaa.eyJ", "://", "://a", "://a:", "://a:b", ":\\/\\/a",
+    "-----BEGIN PRIVATE KEY-----", "-----BEGIN ", "-----END PRIVATE KEY-----", "-", "password=", "password=password",
+    "token\\", "token \t", "token'\\n",
     "secret_", "secret_access_", "api_key:(", "token=a(", "token=a.a.", "token=${", "password=$A", "authorization: ",
     "authorization: bearer ", "Authorization: Basic a,", "sk-", "sk-proj-", "sk-ant-", "AKIA", "AKIAAAAAAAAAAAAAAAAAA",
     "AIza", "ghp_", "ghs_.", "github_pat_", "glpat-", "glpat-aaaaaaaaaaaaaaaaaaaa.aa.", "xoxb-", "sk_live_", "npm_",
@@ -210,7 +209,7 @@ ATTACKS = [
 @pytest.mark.parametrize("part", ATTACKS, ids=repr)
 @pytest.mark.parametrize("end", ["", "!", "(", '"'], ids=["", "bang", "call", "quote"])
 def test_no_pattern_takes_more_than_time_in_proportion(part: str, end: str) -> None:
-    """Half a megabyte: with one pattern that scans on from each of its beginnings this takes minutes. It ends at all."""
+    """Half a megabyte: with a pattern that scans on from each of its beginnings this takes minutes. It ends at all."""
     gates = " ".join(dict.fromkeys(gate for shape in SHAPES for gate in shape.gates))
     text = "token=" + part * ((1 << 19) // len(part)) + end
 

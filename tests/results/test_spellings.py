@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from sage_sandbox.results.spellings import SHORTEST, anchors, spellings
 
-VALUES = st.text(st.characters(exclude_categories=["Cs"]), min_size=SHORTEST).filter(lambda v: len(v.strip()) >= SHORTEST)
+VALUES = st.text(st.characters(exclude_categories=["Cs"]), min_size=SHORTEST).filter(
+    lambda v: len(v.strip()) >= SHORTEST
+)
 
 
 def is_in(value: str, text: str) -> bool:
@@ -55,7 +57,9 @@ def test_what_is_short_or_blank_is_not_looked_for(value: str) -> None:
 
 
 def test_a_plain_value_has_few_spellings() -> None:
-    assert ("hunter2hunter2", "aHVudGVyMmh1bnRlcj", "h1bnRlcjJodW50ZXIy", "odW50ZXIyaHVudGVyM") == spellings("hunter2hunter2")
+    assert ("hunter2hunter2", "aHVudGVyMmh1bnRlcj", "h1bnRlcjJodW50ZXIy", "odW50ZXIyaHVudGVyM") == spellings(
+        "hunter2hunter2"
+    )
 
 
 def test_a_value_that_ends_a_line_is_looked_for_without_its_end() -> None:

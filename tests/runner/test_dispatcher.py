@@ -8,6 +8,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sage_sandbox.dispatch.reports import Finished, Lost, News, Returned, Starte
 from sage_sandbox.errors import SandboxUnavailable, WorkerLost
 from sage_sandbox.events import Notice
 from sage_sandbox.operations import channel
+from sage_sandbox.outcome import rejected
 from sage_sandbox.pool.base import Initializer
 from sage_sandbox.pool.inline import InlinePool, InlineSlot
 
@@ -86,6 +88,14 @@ def test_a_task_is_started_and_finished(make: Make, pool: Any) -> None:
 
     assert heard == [Started(1), Finished(1, fake_supervisor.fulfilled())]
     assert dispatcher.busy == 0
+
+
+def test_what_a_slot_leaves_holds_no_secret(make: Make, pool: Any) -> None:
+    dispatcher = ready(make(pool, secrets=("hunter2hunter2",)))
+    dispatcher.send((task(1, "fail no hunter2hunter2"),))
+    heard = hear(dispatcher, finished(1))
+
+    assert heard[-1] == Finished(1, replace(rejected("error", "no [secret:known]"), scrubbed=1))
 
 
 def test_slots_are_started_for_what_is_wanted_and_no_more(make: Make) -> None:

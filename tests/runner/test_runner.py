@@ -92,6 +92,14 @@ def test_a_withheld_sandbox_ends_the_run(pool: Any) -> None:
         run(flow(single("a", code="withheld")), pool)
 
 
+def test_workers_are_told_the_secrets_of_the_environment_but_not_what_opens_the_state(tmp_path: Path) -> None:
+    environ = {"CI_TOKEN": "hunter2hunter2", "SAGE_STATE_KEY": "0" * 64, "HOME": "/home/somebody"}
+    dispatcher = warm(str(tmp_path), slots=0, environ=environ)
+    dispatcher.close()
+
+    assert ("hunter2hunter2",) == dispatcher._initargs[-1]
+
+
 def test_warm_starts_a_worker_before_there_is_a_workflow() -> None:
     dispatcher = warm(str(ROOT), parallel=3, slots=2)
     states = [link.state for link in dispatcher._links]
@@ -173,3 +181,17 @@ def test_a_coordinator_that_is_killed_leaves_no_worker(tmp_path: Path) -> None:
         _, alive = psutil.wait_procs(family, timeout=5)
 
     assert not alive
+
+
+def test_a_worker_that_comes_up_after_its_coordinator_was_killed_ends(tmp_path: Path) -> None:
+    code = f"from sage_sandbox.operations import worker; worker.enter(0, {str(tmp_path / 'nobody')!r}, b'', '/')"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", f"{code}; print('it stays')"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

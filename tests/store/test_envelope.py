@@ -394,7 +394,7 @@ def test_project_that_was_moved_has_a_way_on():
 
 @pytest.mark.parametrize("field", ["project", "feature", "run", "kind", "name", "number"])
 def test_empty_expectation_is_any(field):
-    expected = replace(SUBJECT, **{field: -1 if field == "number" else ""})
+    expected = replace(SUBJECT, **{field: -1 if field == "number" else ""})  # type: ignore[arg-type]
 
     assert PAYLOAD == open_here(seal(PAYLOAD, SUBJECT, 7, ENCRYPTED), ENCRYPTED, expected).payload
 
@@ -441,7 +441,7 @@ class WithoutDerivation(Keys):
         return self._keys[0]
 
 
-@pytest.fixture(params=PUBLISHED.values(), ids=PUBLISHED)
+@pytest.fixture(params=PUBLISHED.values(), ids=PUBLISHED)  # type: ignore[call-overload]
 def case(request):
     key, nonce, plain, aad, sealed, tag = map(bytes.fromhex, request.param)
     return WithoutDerivation([key]).cipher("", ""), nonce, plain, aad, sealed, tag

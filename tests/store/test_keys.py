@@ -564,7 +564,7 @@ def test_own_key_is_not_reached_by_a_link(tmp_path, made):
 
 
 def test_key_of_whoever_was_first_counts(made, monkeypatch):
-    acquire = keys_module.acquire
+    acquire = keys_module.acquire  # type: ignore[attr-defined]
 
     def acquire_too_late(folder, name, **how):
         key_file(made / "state.key", OTHER.hex())
@@ -592,14 +592,14 @@ def test_processes_that_start_together_make_one_key(config):
         for _ in range(6)
     ]
     for process in started:
-        assert "ready\n" == process.stdout.readline()
+        assert "ready\n" == process.stdout.readline()  # type: ignore[union-attr]
     for process in started:
-        process.stdin.close()
-    said = {process.stdout.read() + process.stderr.read() for process in started}
+        process.stdin.close()  # type: ignore[union-attr]
+    said = {process.stdout.read() + process.stderr.read() for process in started}  # type: ignore[union-attr]
     codes = {process.wait() for process in started}
     for process in started:
-        process.stdout.close()
-        process.stderr.close()
+        process.stdout.close()  # type: ignore[union-attr]
+        process.stderr.close()  # type: ignore[union-attr]
 
     assert {0} == codes
     assert {find_keys({}, config=config).id + "\n"} == said
@@ -685,6 +685,6 @@ def test_two_that_rotate_wait_for_each_other(made, monkeypatch):
     monkeypatch.setattr(keys_module, "LOCK_WAIT_S", 0.0)
 
     with Folder.open(made) as folder:
-        lock = keys_module.acquire(folder, "state.key.lock", wait_s=0, who="somebody")
+        lock = keys_module.acquire(folder, "state.key.lock", wait_s=0, who="somebody")  # type: ignore[attr-defined]
         with lock, pytest.raises(Locked, match="somebody"):
             rotate(folder)
