@@ -447,7 +447,7 @@ def _active(project: Path) -> str:
 
     with state_folder(project) as folder:
         entries = listed(folder)
-    known = (f"{feature} ({entry.get('template')}, since {entry.get('startedAt')})" for feature, entry in entries.items())
+    known = (f"{name} ({entry.get('template')}, since {entry.get('startedAt')})" for name, entry in entries.items())
     return f"running here: {clip(', '.join(known), ACTIVE_WIDTH)}" if entries else ""
 
 

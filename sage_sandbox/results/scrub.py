@@ -30,6 +30,7 @@ from sage_sandbox.results.shapes import (
 from sage_sandbox.results.spellings import SHORTEST, anchors, spellings
 
 _KNOWN: Final = "known"
+_HEAD: Final = 4
 _NAMED: Final = "named-secret"
 _KEY: Final = "private-key"
 _REST_LEAST: Final = 4
@@ -103,7 +104,7 @@ class Scrubber:
     nothing any more.
     """
 
-    __slots__ = ("_anchored", "_anchors", "_known")
+    __slots__ = ("_anchored", "_anchors", "_heads", "_known")
 
     def __init__(self, known: Iterable[str] = ()) -> None:
         self._known = tuple(dict.fromkeys(known))
@@ -169,6 +170,8 @@ class Scrubber:
         ordered = sorted(set(found), key=lambda spelling: (-len(spelling), spelling))
         self._anchored = {spelling: anchors(spelling) for spelling in ordered}
         self._anchors = tuple({anchor: None for some in self._anchored.values() for anchor in some})
+        heads = frozenset(anchor[:_HEAD] for anchor in self._anchors)
+        self._heads = heads if all(len(head) == _HEAD for head in heads) else frozenset()
 
     def _may_say_one(self, outcome: Outcome) -> bool:
         """Whether anything the outcome says need be looked at: one search through all of it."""
@@ -188,9 +191,15 @@ class Scrubber:
             shapes = [
                 shape for shape, gates in _GATED if any(gate in (folded if shape.any_case else data) for gate in gates)
             ]
-        if any(map(data.__contains__, self._anchors)):
+        if self._may_hold_known(data):
             known = [spelling for spelling, some in self._anchored.items() if any(anchor in data for anchor in some)]
         return _Suspects(shapes, known)
+
+    def _may_hold_known(self, data: bytes) -> bool:
+        if self._heads and len(data) < 4 * len(self._anchors):
+            # In a little data it is sooner looked at each place than for each anchor.
+            return not self._heads.isdisjoint(data[start : start + _HEAD] for start in range(len(data) - _HEAD + 1))
+        return any(map(data.__contains__, self._anchors))
 
     def _places(self, text: str, suspects: _Suspects) -> Iterator[int]:
         """Where in a JSON text a literal stands that a secret may hang on."""

@@ -72,3 +72,8 @@ def test_bytes_that_are_no_utf8_can_be_known() -> None:
     assert is_in(value, "x" + value)
     assert is_in(value, base64.b64encode(b"\xff\xfe0123456").decode())
     assert is_in(value, "%FF%FE0123456")
+
+
+@pytest.mark.parametrize("value", ["éééééééé", '"' * 8, "\\/" * 4])
+def test_a_value_of_nothing_but_what_json_may_escape_has_an_anchor(value: str) -> None:
+    assert (b"\\", value[0].encode()) == anchors(value)
