@@ -144,7 +144,8 @@ class Stored:
 def _content(path: Path) -> bytes:
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode) or status.st_size > 1 << 24:
-        return f"{stat.filemode(status.st_mode)} {status.st_uid} {status.st_size}".encode()
+        size = "" if stat.S_ISDIR(status.st_mode) else status.st_size
+        return f"{stat.filemode(status.st_mode)} {status.st_uid} {size}".encode()
     return path.read_bytes()
 
 
@@ -200,7 +201,7 @@ class Calls:
         self.how = how
         self.ever = ever
         self.opens = opens
-        self.count = 0
+        self.names: list[str] = []
         self.dead = False
         self.volatile: list[_Step] = []
         self._real = {name: getattr(os, name) for name in WRITING}
@@ -227,9 +228,9 @@ class Calls:
                 return self._real[name](*args, **kwargs)
             if self.dead:
                 raise Crash
-            self.count += 1
-            hit = self.count == self.at
-            if isinstance(self.how, int) and (hit or (self.ever and self.at and self.count > self.at)):
+            self.names.append(name)
+            hit = len(self.names) == self.at
+            if isinstance(self.how, int) and (hit or (self.ever and len(self.names) > self.at)):
                 raise OSError(self.how, os.strerror(self.how))
             if hit and self.how in {"before", "middle"}:
                 self.dead = True
@@ -277,7 +278,7 @@ class Calls:
         if name == "pwrite":
             path = Path(_path_of(args[0]))
             before = path.read_bytes()
-            return _Step((str(path),), {str(path)}, lambda: path.write_bytes(before) and None)
+            return _Step((str(path),), {str(path)}, lambda: path.write_bytes(before) and None)  # type: ignore[arg-type]
         return None
 
     def _rename_back(self, source: Path, target: Path, before: bytes | None) -> None:

@@ -64,16 +64,11 @@ class Line(NamedTuple):
 
 
 class Position(NamedTuple):
-    """How far a log has come: number and mac of its last entry, its size; ``also``: a mac that is as good."""
+    """How far a log has come: number and mac of its last entry, and its size in bytes."""
 
     seq: int = 0
     mac: str = ""
     size: int = 0
-    also: str = ""
-
-    def is_of(self, line: Line) -> bool:
-        """Whether the entry of this number is that line."""
-        return line.link in (self.mac, self.also)
 
 
 BEGINNING: Final = Position()
@@ -130,12 +125,6 @@ def parse(raw: bytes) -> Entry | None:
     return Entry(**fields)
 
 
-def claimed_mac(raw: bytes) -> str:
-    """The mac that stands in a line, true or not."""
-    found = _SEALED.fullmatch(raw)
-    return found[2].decode("ascii") if found else ""
-
-
 def _body(entry: Entry) -> bytes:
     fields = {name: getattr(entry, name) for name in _FIELDS}
     return json.dumps(fields, separators=(",", ":")).removesuffix("}").encode("ascii")
@@ -186,8 +175,7 @@ class Chain:
     @property
     def end(self) -> Position:
         """Where the chain stands."""
-        seq, mac, *_ = self._last or BEGINNING
-        return Position(seq, mac, self.size)
+        return (self._last or BEGINNING)._replace(size=self.size)
 
     def follow(self, raw: bytes) -> str:
         """Take in one whole line; what is wrong with it, or nothing."""
@@ -224,6 +212,6 @@ class Chain:
         return ""
 
     def _exchanged(self, line: Line) -> str:
-        if any(mark.seq == line.entry.seq and not mark.is_of(line) for mark in self._marks):
+        if any(mark.seq == line.entry.seq and mark.mac != line.link for mark in self._marks):
             return f"is not what was written as entry {line.entry.seq}"
         return ""

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from sage_sandbox.audit.chain import LINE_MAX, Chain, Entry, parse
 from sage_sandbox.audit.files import LOG, find_head, flaw, is_torn, raw_lines
 from sage_sandbox.disk.files import Folder
+
+PROBLEMS_MAX: Final = 100
+"""How many problems are listed one by one: a log that somebody filled with rubbish must not fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +37,30 @@ def verify(folder: Folder, place: Folder, key: bytes) -> Verdict:
         os.close(fd)
 
 
+def gone(place: Folder) -> Verdict | None:
+    """The verdict on a log that is not there; None if there never was one."""
+    head = find_head(place)
+    return Verdict(problems=((0, f"the log is gone: it had {head.seq} entries"),)) if head and head.seq else None
+
+
 def _followed(fd: int, chain: Chain) -> Verdict:
     problems: list[tuple[int, str]] = []
-    torn = False
+    number, torn, more = 0, False, 0
     for number, raw in enumerate(raw_lines(fd), 1):
         torn = is_torn(raw) and len(raw) <= LINE_MAX
-        if not torn and (wrong := flaw(raw) or chain.follow(raw)):
+        begins = chain.first is None
+        wrong = "" if torn else flaw(raw) or chain.follow(raw)
+        if begins and chain.missing:
+            wrong = f"is entry {chain.missing + number}: {chain.missing} before it are missing"
+        if wrong and len(problems) < PROBLEMS_MAX:
             problems.append((number, wrong))
-        if number == 1 and chain.missing:
-            problems.append((1, f"{chain.missing} entries before it are missing"))
+        elif wrong:
+            more += 1
+    if problems and not chain.entries:
+        problem = f"none of the {number} lines was written with this key: it is another one, or all were exchanged"
+        return Verdict(problems=((0, problem),), torn=torn)
+    if more:
+        problems.append((0, f"{more} more lines are wrong"))
     if (lost := chain.lost()) > 0:
         problems.append((0, f"{lost} entries are missing at the end"))
     first = chain.first.time if chain.first else ""

@@ -19,6 +19,7 @@ LOCK: Final = "audit.lock"
 HEAD: Final = "audit"
 ASIDE: Final = "aside"
 _CHUNK: Final = 64 << 10
+_NO_MAC: Final = "-"  # of a log without entries: a field of a mark is never empty
 
 
 def raw_lines(fd: int, start: int = 0) -> Iterator[bytes]:
@@ -48,12 +49,11 @@ def is_torn(raw: bytes) -> bool:
     return not raw.endswith(b"\n")
 
 
-def read_bytes(fd: int, start: int, end: int) -> bytes:
-    """The bytes between two offsets, as far as there are any."""
-    data = b""
-    while more := os.pread(fd, end - start - len(data), start + len(data)):
-        data += more
-    return data
+def line_before(fd: int, end: int) -> bytes:
+    """The line that ends at an offset, or the end of one that is longer than any of ours."""
+    start = max(0, end - LINE_MAX)
+    data = os.pread(fd, end - start, start)
+    return data[data[:-1].rfind(b"\n") + 1 :]
 
 
 def read_head(mark: Mark) -> Position | None:
@@ -62,15 +62,15 @@ def read_head(mark: Mark) -> Position | None:
     if fields is None:
         return None
     try:
-        seq, mac, size, *also = fields
-        return Position(int(seq), mac, int(size), *also)
-    except (TypeError, ValueError) as error:
+        seq, mac, size = fields
+        return Position(int(seq), "" if mac == _NO_MAC else mac, int(size))
+    except ValueError as error:
         raise StateCorrupted(f"{mark.path} is damaged", "", mark.path) from error
 
 
 def write_head(mark: Mark, head: Position, *, sync: bool = False) -> None:
     """Replace the head; only under the lock, so that it never goes back."""
-    mark.write([str(field) for field in head if field != ""], sync=sync)
+    mark.write((str(head.seq), head.mac or _NO_MAC, str(head.size)), sync=sync)
 
 
 def find_head(place: Folder) -> Position | None:

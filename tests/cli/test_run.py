@@ -499,7 +499,7 @@ def test_a_feature_that_is_being_run_is_refused_with_who_does_and_what_else_runs
 def test_a_run_is_on_the_list_while_it_runs(world):
     listed = []
     world.acts["b/x"] = lambda job, fd: (
-        listed.append(json.loads(world.state("ACTIVE_WORKFLOWS.json").read_text())),
+        listed.append(json.loads(world.state("ACTIVE_WORKFLOWS.json").read_text())),  # type: ignore[func-returns-value]
         fail(job, fd),
     )[1]
     world.run()

@@ -194,6 +194,18 @@ class TestJson:
 
         assert [{"line": "[secret:private-key]"}] * 2 == json.loads(clean)
 
+    @pytest.mark.parametrize("value", ["éééééééé", '"' * 8, "\\/" * 4])
+    def test_a_value_of_nothing_but_what_json_may_escape_is_found(self, value: str) -> None:
+        for encoded in (json.dumps([value]), json.dumps([value], ensure_ascii=False)):
+            assert b'["[secret:known]"]' == Scrubber([value]).json(encoded.encode())[0]
+
+    @given(st.text("aB3/+-_.$", min_size=8, max_size=20), st.integers(0, 40))
+    def test_one_of_many_known_values_is_found_in_little_and_in_much(self, value: str, size: int) -> None:
+        others = [f"another value {number:06}" for number in range(20)]
+        data = json.dumps(["." * size * size, value]).encode()
+
+        assert data.replace(value.encode(), b"[secret:known]") == Scrubber([*others, value]).json(data)[0]
+
     @given(TEXTS.filter(lambda text: "\udc80" not in text))
     def test_a_string_is_scrubbed_as_text_is(self, text: str) -> None:
         scrubber = Scrubber([KNOWN])
