@@ -94,12 +94,13 @@ class History:
             message = f"the state in {self._folder.path} was not made here by this user"
             raise StateCorrupted(message, ADOPT_HINT, self._folder.path)
         state = read_state(self._folder, self._place, feature, self._found_keys())
-        runs = state.status == "running" and self._is_running(feature)
+        runs, trouble = state.status == "running" and self._is_running(feature), ""
         if full or (state.status == "running" and not runs):
-            # Where nobody runs it: it was killed, or has ended since.
-            state = read_run(self._folder, self._place, feature, self._found_keys()).state
+            # Where nobody runs it: it was killed, or has ended since, or this is its backup.
+            found = read_run(self._folder, self._place, feature, self._found_keys())
+            state, trouble = found.state, "; ".join(damage.message for damage in found.damages)
             runs = state.status == "running" and self._is_running(feature)
-        return self._live(feature, state) if runs else _standing(state)
+        return self._live(feature, state) if runs else replace(_standing(state), trouble=trouble)
 
     def close(self) -> None:
         """Close the folders."""

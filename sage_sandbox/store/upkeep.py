@@ -78,7 +78,8 @@ def export(found: Found, describe: Callable[[Outcome], dict[str, Any]]) -> dict[
     ``describe`` says an outcome in these names.
     """
     state: dict[str, Any] = json.loads(encode_state(found.state))
-    state["checkpoints"] = {phase: _exported(held, describe) for phase, held in found.checkpoints.items()}
+    held = found.checkpoints
+    state["checkpoints"] = {phase: _exported(held[phase], describe) for phase in found.state.phase_ids if phase in held}
     definition = found.definition
     state["definitionInForce"] = {
         "name": definition.name,

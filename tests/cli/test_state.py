@@ -199,9 +199,9 @@ def test_gc_removes_what_ended_long_ago_and_was_put_aside(saved, capsys):
         os.utime(path, (0, 0))
     capsys.readouterr()
 
-    assert main(["state", "gc", "--older-than", "0"]) == ExitCode.DONE
+    assert main(["state", "gc", "--older-than", "0d"]) == ExitCode.DONE
 
-    assert ["removed g", "removed aside/g.1"] == lines(capsys)
+    assert {"removed g", "removed aside/g.1"} == set(lines(capsys))
     main(["list"])
     assert ["f"] == [line.split()[0] for line in lines(capsys)]
     assert saved.main("run", "t.yaml", "g") == ExitCode.DONE

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import time
-from contextlib import closing
 
 import pytest
 from commands import cli_argv, run_cli
@@ -113,12 +110,8 @@ def test_one_that_does_not_listen_is_still_seen_to_run(world, killed_at, capsys)
     with killed_at("c"):
         world.run()
     capsys.readouterr()
-    with sage_folder(world.project, "state") as folder, closing_lock(folder):
+    with sage_folder(world.project, "state") as folder, acquire(folder, lock_name("f"), wait_s=0):
         assert "f: running" == status(capsys).splitlines()[0]
-
-
-def closing_lock(folder):
-    return acquire(folder, lock_name("f"), wait_s=0, who="f")
 
 
 def test_a_damaged_run_is_told_from_its_backup(world, capsys):
@@ -128,7 +121,9 @@ def test_a_damaged_run_is_told_from_its_backup(world, capsys):
     before = world.tree()
     capsys.readouterr()
 
-    assert "progress: 2 of 3 phases (66 %)" in status(capsys)
+    out = status(capsys)
+    assert "progress: 2 of 3 phases (66 %)" in out
+    assert f"⚠ {world.state('workflow-f.json')} " in out
     assert before == world.tree()
 
 
@@ -157,7 +152,7 @@ phases:
   name: A
   operations:
     type: python
-    policy: {read: [ended]}
+    policy: {write_through: [ended]}
     code: |
       import os, time
       def run():
@@ -170,13 +165,16 @@ def test_wait_returns_when_the_run_ends(tmp_path):
     project = tmp_path / "project"
     (project / "ended").mkdir(parents=True)
     (project / "t.yaml").write_text(WAITING)
-    detached = run_cli("run", "t.yaml", "f", "--allow", "read:ended", "--detach", cwd=project)
+    detached = run_cli("run", "t.yaml", "f", "--allow", "write-through:ended", "--detach", cwd=project)
     assert (0, "f\n") == (detached.returncode, detached.stdout), detached.stderr
 
-    waiting = subprocess.Popen(cli_argv("status", "f", "--wait", "--json"), cwd=project, stdout=subprocess.PIPE)
-    running = json.loads(run_cli("status", "f", "--json", cwd=project).stdout)
-    assert ("running", None) == (running["status"], waiting.poll())
-    (project / "ended" / "now").touch()
-    out, _ = waiting.communicate(timeout=30)
+    argv = cli_argv("status", "f", "--wait", "--json")
+    with subprocess.Popen(argv, cwd=project, stdout=subprocess.PIPE) as waiting:
+        try:
+            running = json.loads(run_cli("status", "f", "--json", cwd=project).stdout)
+            assert ("running", None) == (running["status"], waiting.poll())
+        finally:
+            (project / "ended" / "now").touch()
+        out, _ = waiting.communicate(timeout=30)
 
     assert (0, "completed") == (waiting.returncode, json.loads(out)["status"])

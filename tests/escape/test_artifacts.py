@@ -19,7 +19,7 @@ Collect = Callable[..., Outcome]
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """Where the artifacts of one operation go."""
-    return tmp_path / "artifacts/operation"
+    return tmp_path / "artifacts/operation.tmp"
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def collect(bench: Bench, place: Path) -> Collect:
 
     def run(body: str, limits: Limits = Limits()) -> Outcome:
         code = "import os\nout = os.environ['SAGE_OUT']\ndef run():\n    " + body.replace("\n", "\n    ")
-        return bench.run(code, artifacts=str(place), limits=limits)
+        return bench.run(code, artifacts=str(place).removesuffix(".tmp"), limits=limits)
 
     return run
 
