@@ -5,21 +5,25 @@ from __future__ import annotations
 import random
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from crash.harness import Call, Harness, Plan, Timer
+from crash.harness import Call, Harness, Plan, Timer, plans_for
 from crash.workload import LINGER_S, Site, Story
+
+from sage_sandbox.errors import SageError
 
 if TYPE_CHECKING:
     from crash import powercut
     from crash.shim import Tools
 
+T = TypeVar("T")
 WORKERS = 2
 """How many trials at once."""
 
@@ -58,7 +62,12 @@ class Bench:
         """One whose power can be cut."""
         bench = cls.at(tools, folder, top=disk.mount)
         harness = replace(bench.harness, mount=disk.mount)
-        return cls(bench.site, harness, bench.shelf, recover=disk.replay, settle=disk.sync)
+
+        def recover() -> None:
+            disk.replay()
+            bench.site.reboot()
+
+        return cls(bench.site, harness, bench.shelf, recover=recover, settle=disk.sync)
 
     def begin(self, base: Base) -> Story:
         """Everything as it was at the base."""
@@ -67,6 +76,7 @@ class Bench:
             self.site.make()
         elif kept.exists():
             self.site.clear()
+            self.site.runtime.mkdir(mode=0o700)
             shutil.copytree(kept / "top", self.site.top, dirs_exist_ok=True)
             shutil.copytree(kept / "record", self.site.record.parent)
         else:
@@ -86,6 +96,13 @@ class Bench:
         story.problems += [] if result.code == 0 else [result.stderr]
         assert [] == story.end()
         return result.calls
+
+    def duration_s(self) -> float:
+        """How long it takes when nothing comes between."""
+        story = self.begin(NOTHING)
+        start = time.monotonic()
+        self.harness.run(story.next())
+        return time.monotonic() - start
 
     def problems_after(self, plan: Plan, base: Base = NOTHING) -> list[str]:
         """What is wrong after one crash or fault, and after the run has gone on to its end."""
@@ -121,10 +138,37 @@ class Bench:
         self.site.make()
         result = self.harness.run(self.site.run, plan)
         assert result.fired == "crashed", result
-        shutil.rmtree(self.site.runtime)  # sockets of the dead cannot be copied
-        self.site.runtime.mkdir(mode=0o700)
         shutil.copytree(self.site.top, kept / "top", ignore=shutil.ignore_patterns("lost+found"))
         shutil.copytree(self.site.record.parent, kept / "record")
+
+
+# -- which trials there are ---------------------------------------------------------------------------------------------
+
+_ROLES = {
+    "lock": r"\.lock$",
+    "temporary checkpoint": r"/workflow-[a-z]+/[a-z]+\.\d+\.json\.\w+\.tmp$",
+    "checkpoint": r"/workflow-[a-z]+/[a-z]+\.\d+\.json$",
+    "definition": r"/_definition\.",
+    "backup": r"\.json\.bak",
+    "list of what runs": r"/ACTIVE_WORKFLOWS\.json",
+    "main file": r"/workflow-[a-z]+\.json",
+    "anchor": r"/anchors/.",
+    "audit's head": r"/projects/\w+/audit",
+    "audit log": r"/audit\.jsonl",
+    "log": r"\.jsonl$",
+    "project's id": r"/projects/\w+/project",
+    "key": r"/state\.key",
+    "artifact": r"/artifacts/.*\.txt$",
+    "artifacts": r"/artifacts(/|$)",
+    "socket": r"/run/",
+}
+
+
+def sort_of(call: Call) -> str:
+    """What sort of boundary a call is: what is done, and to which of the files."""
+    path = call.other or call.path
+    role = next((role for role, pattern in _ROLES.items() if re.search(pattern, path)), "folder")
+    return f"{call.name} {role}"
 
 
 @dataclass(frozen=True)
@@ -139,22 +183,34 @@ class Trial:
         return f"{self.base.name}: {self.plan}: {self.label}"
 
 
-def tried(benches: Sequence[Bench], trials: Iterable[Trial]) -> dict[str, list[str]]:
-    """Try them all, as many at once as there are benches; what was wrong, by trial."""
-    return spread(benches, trials, lambda bench, trial: bench.problems_after(trial.plan, trial.base))
+def every_trial(calls: Sequence[Call], verbs: Sequence[str], base: Base = NOTHING) -> list[Trial]:
+    """Every plan for every call. After one call is before the next: only the last has an after of its own."""
+    return [
+        Trial(plan, base, sort_of(call))
+        for call in calls
+        for plan in plans_for([call], verbs)
+        if plan.when != "after" or call is calls[-1]
+    ]
 
 
-def spread(benches, things, act) -> dict[str, list[str]]:
-    """Do something with every thing on one bench or another; what was wrong, by thing."""
+def a_sample(calls: Sequence[Call], verbs: Sequence[str], base: Base = NOTHING) -> list[Trial]:
+    """One plan for a call of every sort, another plan for each: every plan has its turns."""
+    by_sort = {sort_of(call): call for call in calls}
+    plans = [(sort, list(plans_for([call], verbs))) for sort, call in sorted(by_sort.items())]
+    return [Trial(of_sort[turn % len(of_sort)], base, sort) for turn, (sort, of_sort) in enumerate(plans)]
+
+
+def spread(benches: Sequence[Bench], things: Iterable[T], act: Callable[[Bench, T], list[str]]) -> dict[str, list[str]]:
+    """Do something with every thing, as many at once as there are benches; what was wrong, by thing."""
     free: SimpleQueue[Bench] = SimpleQueue()
     for bench in benches:
         free.put(bench)
 
-    def one(thing) -> tuple[str, list[str]]:
+    def one(thing: T) -> tuple[str, list[str]]:
         bench = free.get()
         try:
             return str(thing), act(bench, thing)
-        except AssertionError as error:
+        except (AssertionError, SageError, OSError) as error:
             return str(thing), [f"{type(error).__name__}: {error}"]
         finally:
             free.put(bench)
@@ -163,7 +219,6 @@ def spread(benches, things, act) -> dict[str, list[str]]:
         return {thing: found for thing, found in threads.map(one, things) if found}
 
 
-def kind_of(call: Call) -> str:
-    """A call without what differs from run to run: what sort of boundary it is."""
-    path = re.sub(r"(?<=[.-])[0-9a-z_]{8}(?=[./]|$)|[0-9a-f]{32}", "*", f"{call.path} {call.other}".strip())
-    return f"{call.name} {path}"
+def tried(benches: Sequence[Bench], trials: Iterable[Trial]) -> dict[str, list[str]]:
+    """Try them all; what was wrong, by trial."""
+    return spread(benches, trials, lambda bench, trial: bench.problems_after(trial.plan, trial.base))

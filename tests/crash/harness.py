@@ -43,10 +43,13 @@ class Plan:
     when: str = "once"
     at: int = 0
     error: int = 0
+    only: str = ""
+    about: str = ""
+    """If given, ``at`` counts the calls of that name which are about a path that contains this."""
 
     def __str__(self) -> str:
         name = f" {errno.errorcode[self.error]}" if self.error else ""
-        return f"{self.verb} {self.when} {self.at}{name}"
+        return f"{self.verb} {self.when} {self.at}{name} {self.only} {self.about}".rstrip()
 
     @property
     def spelled(self) -> str:
@@ -125,7 +128,7 @@ class Running:
     def result(self) -> Result:
         """What became of it, once nothing of it is left."""
         code, left = self.ended(), self._word("left")
-        count, fired = (int.from_bytes(self.control[start : start + 4], "little") for start in (0, 8))
+        count, fired = (int.from_bytes(self.control[start : start + 4], "little") for start in (0, 16))
         trace = self.folder / "trace"
         calls = tuple(read_trace(trace.read_text("ascii"))) if trace.exists() else ()
         return Result(code, self._text("stdout"), self._text("stderr"), count, _FIRED[fired], calls, left)
@@ -199,6 +202,7 @@ class Harness:
             "CRASH_CONTROL": str(folder / "control"),
             "CRASH_PLAN": plan.spelled,
             "CRASH_SCOPE": scope,
+            **({"CRASH_ONLY": plan.only, "CRASH_ABOUT": plan.about} if plan.only else {}),
             **({"CRASH_MOUNT": str(self.mount)} if self.mount else {}),
         }
 

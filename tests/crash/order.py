@@ -104,16 +104,24 @@ def problems(calls: Sequence[Call], rules: Rules = Rules()) -> list[str]:
 
 def _problems(calls: Sequence[Call], rules: Rules) -> Iterator[str]:
     pending = Pending()
+    told: set[str] = set()  # what is missing at one call is missing at those after it
+
+    def missing(when: object, lost: Iterator[str]) -> Iterator[str]:
+        for what in lost:
+            if what not in told:
+                told.add(what)
+                yield f"{when} came before the fsync of {what}"
+
     for call in calls:
         if not call.ok:
             continue
-        yield from (f"{call} came before the fsync of {what}" for what in pending.lost(partial(rules.presumes, call)))
+        yield from missing(call, pending.lost(partial(rules.presumes, call)))
         if call.name == "rename" and rules.lasting(call.other):
-            yield from (f"{call} came before the fsync of {what}" for what in pending.lost_below(call.path))
+            yield from missing(call, pending.lost_below(call.path))
         if call.name in WRITES and not (is_temporary(call.path) or rules.in_place(call.path)):
             yield f"{call} writes under a final name"
         pending.apply(call)
-    yield from (f"the end came before the fsync of {what}" for what in pending.lost(rules.lasting))
+    yield from missing("the end", pending.lost(rules.lasting))
 
 
 def is_temporary(path: str) -> bool:

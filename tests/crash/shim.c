@@ -12,6 +12,8 @@
  *                    cut before|middle|after N     the same, and first the power of CRASH_MOUNT is cut
  *                    fail once|ever N ERRNO        call N, or every call from N on, fails
  *                    short once N                  call N writes half of what it was to write, and says so
+ *   CRASH_ONLY     if given, N counts only calls of this name ("write", "rename") ...
+ *   CRASH_ABOUT    ... one of whose paths contains this
  *   CRASH_SCOPE    tree: no process makes another counted call, and CRASH_MAIN is killed too; process: the caller only
  *   CRASH_MOUNT    the mount point of a file system that knows FS_IOC_GOINGDOWN
  *   CRASH_MAIN     the process whose end the harness waits for
@@ -53,12 +55,14 @@ enum fired { NOT_YET, TREE_IS_DEAD, FIRED, NOT_CUT };
 
 struct control {
     _Atomic uint64_t count;
+    _Atomic uint64_t matching;
     _Atomic uint32_t fired;
 };
 
 struct call {
     const char *name;
-    uint64_t number; /* 0: does not count */
+    uint64_t number;  /* 0: does not count */
+    uint64_t planned; /* the number that the plan goes by: among the calls that match */
     long flags;
     size_t size;
     char path[PATH_MAX + 16];  /* room for " (deleted)" */
@@ -68,6 +72,8 @@ struct call {
 static struct control *control; /* NULL: this process is not part of a harness */
 static const char *trace_path;
 static const char *watched;
+static const char *only;
+static const char *about;
 static const char *mount_point;
 static pid_t main_process;
 static int whole_tree;
@@ -261,13 +267,17 @@ static _Noreturn void crash(void) {
     die();
 }
 
-static int is_planned(const struct call *call) { return call->number != 0 && call->number == plan.at; }
+static int matches(const struct call *call) {
+    return strcmp(call->name, only) == 0 && (!about || strstr(call->path, about) || strstr(call->other, about));
+}
+
+static int is_planned(const struct call *call) { return call->planned != 0 && call->planned == plan.at; }
 
 static int fails(const struct call *call, int allocates) {
-    if (plan.verb != FAIL || call->number < plan.at)
+    if (plan.verb != FAIL || call->planned == 0 || call->planned < plan.at)
         return 0;
     if (plan.when == ONCE)
-        return call->number == plan.at;
+        return call->planned == plan.at;
     return allocates || (plan.error != ENOSPC && plan.error != EDQUOT); /* a full disk lets files be removed and synced */
 }
 
@@ -279,7 +289,9 @@ static int begin(struct call *call, int allocates) {
         return 0;
     if (atomic_load(&control->fired) == TREE_IS_DEAD)
         die();
-    call->number = atomic_fetch_add(&control->count, 1) + 1;
+    call->number = call->planned = atomic_fetch_add(&control->count, 1) + 1;
+    if (only)
+        call->planned = matches(call) ? atomic_fetch_add(&control->matching, 1) + 1 : 0;
     if (trace_path)
         tell_before(call);
     if (is_planned(call) && plan.when == BEFORE)
@@ -320,7 +332,7 @@ static int is_regular(int fd) {
 
 static void describe(struct call *call, const char *name, long flags, size_t size) {
     call->name = name;
-    call->number = 0;
+    call->number = call->planned = 0;
     call->flags = flags;
     call->size = size;
     call->path[0] = call->other[0] = 0;
@@ -681,6 +693,8 @@ __attribute__((constructor)) static void start(void) {
     void *memory = mmap(NULL, sizeof *control, PROT_READ | PROT_WRITE, MAP_SHARED, (int)fd, 0);
     raw(SYS_close, fd, 0, 0, 0, 0, 0);
     trace_path = getenv("CRASH_TRACE");
+    only = getenv("CRASH_ONLY");
+    about = getenv("CRASH_ABOUT");
     mount_point = getenv("CRASH_MOUNT");
     main_process = first ? atoi(first) : 0;
     whole_tree = scope && strcmp(scope, "tree") == 0;

@@ -178,6 +178,12 @@ def test_on_a_disk_that_stays_full_files_can_be_removed_and_synced(script, watch
     assert [] == os.listdir(watched)
 
 
+def test_a_plan_may_count_calls_of_one_name_about_one_path_only(script, watched):
+    result = script(MKDIRS * 2 + WRITE, Plan("fail", "once", 2, errno.EIO, only="mkdir", about="/b"))
+
+    assert f"{errno.EEXIST}\n{errno.EIO}\n{errno.EEXIST}\n10\n" == result.stdout
+
+
 def test_a_short_write_says_so(script, watched):
     result = script(WRITE, Plan("short", "once", 2))
 

@@ -124,7 +124,8 @@ class Site:
 
     @property
     def runtime(self) -> Path:
-        return self.top / "run"
+        """For sockets: what is there does not outlive a power cut, so it is not where the power is cut."""
+        return self.elsewhere / "run"
 
     @property
     def record(self) -> Path:
@@ -153,6 +154,11 @@ class Site:
         templates = self.project / ".sage" / "templates"
         templates.mkdir(parents=True)
         (templates / f"{FEATURE}.json").write_text(json.dumps(template(self.record)), "utf-8")
+
+    def reboot(self) -> None:
+        """Take away what does not outlive a power cut."""
+        shutil.rmtree(self.runtime)
+        self.runtime.mkdir(mode=0o700)
 
     def clear(self) -> None:
         """Take all of it away."""
