@@ -63,17 +63,27 @@ sys.stdin.readline()
 server.finish({"status": "completed", "cancelledAt": "now", "checkpointSaved": True})
 """
 
-STRANGER = """
-import socket, sys
-sock = socket.socket(socket.AF_UNIX)
-sock.connect(sys.argv[1])
-try:
-    sock.send(b'{"do": "status"}\\n')
-    answer = sock.recv(100)
-except OSError:
-    answer = b""
-print(answer.decode() or "nothing")
-"""
+
+def told_to_a_stranger(path):
+    """What a process of another user hears when it asks. It is forked: the interpreter may be out of that user's reach."""
+    read, write = os.pipe()
+    if not (pid := os.fork()):
+        try:
+            os.setgroups([])
+            os.setresgid(10001, 10001, 10001)
+            os.setresuid(10001, 10001, 10001)
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(str(path))
+                os.write(write, b"connected ")
+                with suppress(OSError):
+                    sock.send(b'{"do": "status"}\n')
+                    os.write(write, sock.recv(100) or b"nothing")
+        finally:
+            os._exit(0)
+    os.close(write)
+    os.waitpid(pid, 0)
+    with os.fdopen(read, "rb") as pipe:
+        return pipe.read()
 
 
 class Run:
@@ -683,18 +693,9 @@ class TestWhomToTrust:
         for path in (tmp_path.parent, tmp_path, runtime):
             path.chmod(0o755)
         (runtime / NAME).chmod(0o666)
-        done = subprocess.run(
-            [sys.executable, "-I", "-c", STRANGER, str(runtime / NAME)],
-            user=10001,
-            group=10001,
-            extra_groups=[],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={},
-        )
+        told = told_to_a_stranger(runtime / NAME)
 
-        assert "nothing\n" == done.stdout
+        assert told in {b"connected ", b"connected nothing"}
 
 
 class TestNoAnswer:
