@@ -188,6 +188,7 @@ class Journal:
             self._audit.write("state", f"{result.id} {result.status}", run=self.run, feature=self.feature, data=data)
             self._note_violations(result)
             checkpoint, found = self._checkpoint(result)
+            artifacts.keep(self._project, self.feature, checkpoint.phase, checkpoint.operations)
             checkpoints.append(checkpoint)
             hits += found
         for checkpoint in self._store.commit(checkpoints) if checkpoints else ():
@@ -262,9 +263,8 @@ class Journal:
     def close(self) -> None:
         """Off the list, and let go of the lock."""
         try:
-            if self._state is not None:
-                with suppress(OSError, SageError), self._state_folder() as folder:  # somebody removed it meanwhile
-                    active.withdraw(folder, self.feature)
+            with suppress(OSError, SageError), self._state_folder() as folder:  # somebody removed it meanwhile
+                active.withdraw(folder, self.feature)
             self._audit.close()
         finally:
             self._store.close()

@@ -19,6 +19,7 @@ from sage_sandbox.history import History, Standing, standing_document, wait_for
 from sage_sandbox.outcome import Outcome
 from sage_sandbox.store.keys import Keys
 from sage_sandbox.store.layout import lock_name, state_folder
+from sage_sandbox.store.reading import read_run, read_state
 from sage_sandbox.store.records import Checkpoint, Definition, RunStatus, State
 from sage_sandbox.store.runs import RunStore
 
@@ -149,7 +150,7 @@ def test_one_that_does_not_answer_may_be_stopped(stored: Stored, monkeypatch: py
 def test_one_that_ends_while_it_is_looked_at_is_not_called_interrupted(
     stored: Stored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = history.read_state
+    read = read_state
 
     def then_it_ends(*args: Any) -> Any:
         state = read(*args)
@@ -164,7 +165,7 @@ def test_one_that_ends_while_it_is_looked_at_is_not_called_interrupted(
 def test_one_that_begins_while_it_is_looked_at_is_not_called_interrupted(
     stored: Stored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, locks = history.read_run, []
+    read, locks = read_run, []
 
     def it_begins(*args: Any) -> Any:
         with state_folder(stored.project) as folder:

@@ -60,7 +60,7 @@ class AuditLog:
     @classmethod
     def open(cls, folder: Folder, place: Folder, key: bytes, *, now: Now = _utc_now) -> Self:
         """Open the log in ``folder``, which is closed with it; its head is in ``place``. OSError, StateCorrupted."""
-        head = Mark.open(place, HEAD, make=True)
+        head = _opened_head(place)
         try:
             return cls(folder, head, _opened(folder), key, now)
         except BaseException:
@@ -293,6 +293,15 @@ def _open_in(folder: Folder, place: Folder, key: bytes, now: Now) -> AuditLog:
     except BaseException:
         folder.close()
         raise
+
+
+def _opened_head(place: Folder) -> Mark:
+    if HEAD not in place.names():
+        # One at a time: who comes second must not put an empty head in the place of one that is in use.
+        with acquire(place, LOCK, wait_s=LOCK_WAIT_S, who="audit"):
+            place.sweep(f"{HEAD}.")
+            return Mark.open(place, HEAD, make=True)
+    return Mark.open(place, HEAD, make=True)
 
 
 def _opened(folder: Folder) -> int:

@@ -58,4 +58,13 @@ def _change(folder: Folder, feature: str, entry: dict[str, Any] | None) -> None:
         if entry is not None:
             entries[feature] = {"feature": feature, **entry}
         document = {"workflows": [entries[name] for name in sorted(entries)]}
-        folder.write_new(FILE, json.dumps(document, indent=1).encode() + b"\n")
+        data = json.dumps(document, indent=1).encode() + b"\n"
+        if data != _bytes(folder):
+            folder.write_new(FILE, data)
+
+
+def _bytes(folder: Folder) -> bytes:
+    try:
+        return folder.read(FILE, SIZE_MAX)
+    except (OSError, StateCorrupted):
+        return b""

@@ -1,5 +1,7 @@
 """Artifacts come into place once the checkpoint that names them is durable: ``<name>.tmp`` becomes ``<name>``.
 
+Before that checkpoint is written, `keep` makes their names durable: what it names is never lost to a power cut.
+
 Until then a killed run leaves a ``.tmp`` folder: a resume finishes the move where the checkpoint is there and the files
 are what it says, and removes the folder otherwise.
 """
@@ -19,6 +21,21 @@ from sage_sandbox.errors import StateCorrupted
 from sage_sandbox.outcome import Artifact, Outcome
 
 PENDING: Final = ".tmp"
+
+
+def keep(project: Path, feature: str, phase: str, operations: Iterable[tuple[str, Outcome]]) -> None:
+    """Make the names durable under which workers left a phase's files; the files are. StateUnwritable, Untrusted.
+
+    Here and not where a folder is made: of two workers, one that finds a folder may be quicker than its maker's fsync.
+    """
+    if not any(outcome.artifacts for _, outcome in operations):
+        return
+    for names in ((), ("artifacts",), ("artifacts", feature), ("artifacts", feature, phase)):
+        try:
+            with sage_folder(project, *names) as folder:
+                folder.sync()
+        except OSError as error:
+            raise unwritable(error, str(Path(project, ".sage", *names))) from error
 
 
 def publish(project: Path, feature: str, phase: str, operations: Iterable[tuple[str, Outcome]]) -> None:

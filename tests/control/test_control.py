@@ -65,7 +65,7 @@ server.finish({"status": "completed", "cancelledAt": "now", "checkpointSaved": T
 
 
 def told_to_a_stranger(path):
-    """What a process of another user hears when it asks. It is forked: the interpreter may be out of that user's reach."""
+    """What a process of another user hears when it asks; forked: the interpreter may be out of that user's reach."""
     read, write = os.pipe()
     if not (pid := os.fork()):
         try:

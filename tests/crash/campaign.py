@@ -142,7 +142,7 @@ class Bench:
         shutil.copytree(self.site.record.parent, kept / "record")
 
 
-# -- which trials there are ---------------------------------------------------------------------------------------------
+# -- which trials there are ------------------------------------------------------------------------------------------
 
 _ROLES = {
     "lock": r"\.lock$",

@@ -66,11 +66,11 @@ class Pending:
     def lost(self, matters: Callable[[str], bool]) -> Iterator[str]:
         """What would be lost, of all that matters."""
         for path, call in self.bytes.items():
-            if matters(path) and not is_temporary(path):
+            if matters(path):
                 yield f"the bytes of {path} ({call.name} {call.number})"
         for names in self.names.values():
             for path, call in names.items():
-                if matters(path) and not is_temporary(path):
+                if matters(path):
                     yield f"the name {path} ({call.name} {call.number})"
 
     def lost_below(self, path: str) -> Iterator[str]:
@@ -121,7 +121,7 @@ def _problems(calls: Sequence[Call], rules: Rules) -> Iterator[str]:
         if call.name in WRITES and not (is_temporary(call.path) or rules.in_place(call.path)):
             yield f"{call} writes under a final name"
         pending.apply(call)
-    yield from missing("the end", pending.lost(rules.lasting))
+    yield from missing("the end", pending.lost(lambda path: rules.lasting(path) and not is_temporary(path)))
 
 
 def is_temporary(path: str) -> bool:

@@ -9,16 +9,19 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from crash import order, powercut
 from crash.campaign import WORKERS, Base, Bench, Trial, a_sample, every_trial, sort_of, spread, tried
 from crash.harness import Call, Plan
-from crash.shim import Tools
 from crash.workload import NEEDS
 
 from sage_sandbox.errors import SandboxUnavailable
 from sage_sandbox.sandbox.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from crash.shim import Tools
 
 every_one = pytest.mark.crash
 a_long_time = pytest.mark.timeout(1500)
@@ -108,7 +111,7 @@ def test_a_phase_starts_when_those_it_needs_are_durable_and_anchored(benches):
         assert anchored.ended_ns < started[phase]
 
 
-# -- every sort of crash ----------------------------------------------------------------------------------------------
+# -- every sort of crash ---------------------------------------------------------------------------------------------
 
 
 def test_a_run_survives_a_crash_of_every_sort(benches, calls):
@@ -144,7 +147,7 @@ def resumes(bench: Bench, known: set[str], choose: Callable[..., list[Trial]]) -
     return trials
 
 
-# -- without power ------------------------------------------------------------------------------------------------------
+# -- without power ---------------------------------------------------------------------------------------------------
 
 
 def power_cuts(tools: Tools, folder: Path, kind: str, choose: Callable[..., list[Trial]]) -> dict[str, list[str]]:
@@ -188,7 +191,7 @@ def test_a_run_survives_every_power_cut(tools, tmp_path):
         assert [{}] * len(powercut.KINDS) == list(threads.map(on, powercut.KINDS))
 
 
-# -- kill -9, at any moment ---------------------------------------------------------------------------------------------
+# -- kill -9, at any moment ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

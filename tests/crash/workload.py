@@ -7,8 +7,10 @@ import json
 import os
 import re
 import shutil
+import socket
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ from commands import cli_argv
 from crash.harness import Command, Harness, Result
 
 from sage_sandbox.audit import checking
-from sage_sandbox.disk.files import sage_folder
+from sage_sandbox.audit.log import FALLBACK
+from sage_sandbox.disk.files import Folder, sage_folder
 from sage_sandbox.disk.places import project_place
 from sage_sandbox.errors import NoSuchRun
 from sage_sandbox.store.layout import state_folder
@@ -300,7 +303,8 @@ def wrong_on_disk(site: Site, *, power_cut: bool = False) -> Iterator[str]:
     yield from wrong_in_audit(site, power_cut=power_cut)
     for folder in site.watched:
         for path in folder.rglob("*"):
-            if path.name.endswith((".tmp", ".sock")):
+            # The name of a socket outlives who was killed: it says nothing, and the next one takes its place.
+            if path.name.endswith(".tmp") or (path.name.endswith(".sock") and _listens(path)):
                 yield f"{path} is left"
             if path.is_file() and SECRET.encode() in path.read_bytes():
                 yield f"{path} holds a secret"
@@ -310,14 +314,30 @@ def wrong_in_audit(site: Site, *, power_cut: bool) -> Iterator[str]:
     """What `audit verify` would complain of, and acts that are not in the log."""
     place = project_place(site.project, site.env, make=False)
     assert place is not None
-    with place.folder, sage_folder(site.project, "logs") as folder:
+    told = set()
+    with place.folder:
         key = open_keys(site.env, place, make=False).audit_key(place.id)
-        verdict = checking.verify(folder, place.folder, key)
-        told = {entry.data.get("phase") for entry in checking.entries(folder, FEATURE) if entry.kind == "state"}
-    if verdict.problems or verdict.torn:
-        yield f"the audit log: {verdict}"
+        for folder, head in _logs(site, place.folder):
+            verdict = checking.verify(folder, head, key)
+            told |= {entry.data.get("phase") for entry in checking.entries(folder, FEATURE) if entry.kind == "state"}
+            if verdict.problems or verdict.torn:
+                yield f"the audit log in {folder.path}: {verdict}"
     if not power_cut and (missing := PHASES.keys() - told):
         yield f"not in the audit log: {sorted(missing)}"
+
+
+def _logs(site: Site, place: Folder) -> Iterator[tuple[Folder, Folder]]:
+    """The logs there are, each with where its head is: the project's, and the user's own where that failed once."""
+    with suppress(FileNotFoundError), sage_folder(site.project, "logs") as folder:
+        if "audit.jsonl" in folder.names():
+            yield folder, place
+    with suppress(FileNotFoundError), place.below(FALLBACK) as folder:
+        yield folder, folder
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as asking:
+        return asking.connect_ex(str(path)) == 0
 
 
 def _digests(folder: Path) -> Mapping[str, str]:

@@ -20,6 +20,7 @@ from sage_sandbox.errors import ExitCode, Locked, SandboxUnavailable, StateUnwri
 from sage_sandbox.events import PhaseStatus
 from sage_sandbox.journal import ERRORS_KEPT, Journal, utc_now, weigh, without_secrets
 from sage_sandbox.outcome import Artifact, Outcome, Violation, rejected
+from sage_sandbox.store import artifacts
 from sage_sandbox.store.keys import Keys
 from sage_sandbox.store.reading import Damage, Found
 from sage_sandbox.store.records import Checkpoint, Definition, State
@@ -227,7 +228,8 @@ def test_artifacts_that_cannot_be_put_in_place_are_a_state_that_cannot_be_writte
         raise OSError(28, "No space left on device")
 
     left = replace(fulfilled(), artifacts=(Artifact("a.txt", 1, "00"),))
-    monkeypatch.setattr(journal_module.artifacts, "publish", full)
+    (tmp_path / ".sage" / "artifacts" / "f" / "a").mkdir(parents=True)
+    monkeypatch.setattr(artifacts, "publish", full)
 
     with pytest.raises(StateUnwritable, match="artifacts/f"):
         journal.commit([phase("a", left)])

@@ -14,7 +14,7 @@ from sage_sandbox.errors import NoSuchRun, StateCorrupted, StateTooNew, WrongKey
 from sage_sandbox.store import reading
 from sage_sandbox.store.envelope import open_sealed, seal
 from sage_sandbox.store.keys import Keys
-from sage_sandbox.store.layout import Foreign, state_folder
+from sage_sandbox.store.layout import Foreign, checkpoints_among, state_folder
 from sage_sandbox.store.reading import Damage, RolledBack, read_run, read_state
 
 NEXT = "2" * 32
@@ -636,7 +636,7 @@ def test_what_is_wrong_differently_each_time_is_believed_in_the_end(stored, monk
 
 def test_checkpoint_that_is_put_aside_meanwhile_is_looked_for_once_more(stored, monkeypatch):
     changed(stored.path("b.1"))
-    real = reading.checkpoints_among
+    real = checkpoints_among
     looks = []
 
     def straddling(names):
