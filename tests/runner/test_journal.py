@@ -221,6 +221,18 @@ def test_a_checkpoint_says_when_its_phase_began_and_ended(tmp_path: Path, book: 
     assert (held.started_at, held.completed_at) == ("2030-01-01T00:00:07.500Z", NOW)
 
 
+def test_a_phase_is_not_committed_while_the_names_of_its_artifacts_are_not_durable(
+    journal: Journal, tmp_path: Path
+) -> None:
+    left = replace(fulfilled(), artifacts=(Artifact("a.txt", 1, "00"),))
+
+    with pytest.raises(StateUnwritable, match="artifacts: no such file"):
+        journal.commit([phase("a", left)])
+    journal.close()
+
+    assert {} == again(tmp_path).checkpoints
+
+
 def test_artifacts_that_cannot_be_put_in_place_are_a_state_that_cannot_be_written(
     journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
