@@ -7,11 +7,12 @@ time at which its own code ran. The floor is the moment of loky's first task in 
 from __future__ import annotations
 
 import json
+import subprocess
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from benchmarks.floors.programs import program
 from benchmarks.fresh import module, until_printed
 from benchmarks.harness import Round, Scale, each, pick, take_turns
 from benchmarks.records import Aim, Row, row
@@ -46,7 +47,7 @@ def measure(scale: Scale) -> Iterator[Row]:
         arms: dict[str, Round] = {
             _FIRST: until_printed(argv, cwd=project, moment=moment),
             _LOKY: until_printed(module("floors.cold_loky")),
-            _WHOLE: each(program(argv)),
+            _WHOLE: each(partial(subprocess.run, argv, cwd=project, check=True, capture_output=True)),
         }
         taken = take_turns(arms, pick(scale, 20, 5, 1))
     floors = {_LOKY: taken[_LOKY]}

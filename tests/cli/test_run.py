@@ -608,9 +608,11 @@ def test_on_a_terminal_the_user_is_asked_whether_to_run_without_state(template, 
 def test_a_signal_ends_a_run_within_two_seconds_and_leaves_no_process(template, project, number):
     sleeping = ONE.replace("def run(): pass", "import time\\ndef run(): time.sleep(600)")
     argv = cli_argv("run", template(sleeping), "--json")
+    inherited = signal.signal(number, signal.SIG_DFL)  # below nohup(1) SIGHUP is ignored, and stays so
     process = subprocess.Popen(
         argv, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
+    signal.signal(number, inherited)
     watchdog = threading.Timer(60, process.kill)
     watchdog.start()
     assert process.stderr is not None

@@ -126,9 +126,8 @@ class Bench:
             orphans = False
             for _ in range(chance.choice((1, 1, 2, 3))):
                 timer = Timer(chance.uniform(0.0, longest_s), chance.choice(("tree", "process")))
-                how = {"timer": timer, "linger_s": LINGER_S if timer.scope == "process" else 0.0}
                 # Whoever goes on does not wait until the workers of the dead have noticed.
-                running = lingering.enter_context(self.harness.started(story.next(), **how))  # type: ignore[arg-type]
+                running = lingering.enter_context(self.harness.started(story.next(), timer=timer, linger_s=LINGER_S))
                 killed = running.ended() < 0
                 orphans = orphans or timer.scope == "process"
                 story.look(None if killed else running.result(), orphans=orphans)

@@ -23,8 +23,9 @@ from sage_sandbox.sandbox.supervisor import Supervisor
 if TYPE_CHECKING:
     from crash.shim import Tools
 
+pytestmark = pytest.mark.timeout(300)  # a sample takes a minute; more where other work runs beside it
 every_one = pytest.mark.crash
-a_long_time = pytest.mark.timeout(1500)
+a_long_time = pytest.mark.timeout(3000)
 FAULTS = ("kill", "fail", "short")
 # What a resume starts from: runs that were killed, each with something else to be put in order.
 BASES = (
