@@ -18,7 +18,7 @@ from sage_sandbox.errors import NoSuchRun, SageError, StateCorrupted
 from sage_sandbox.store.keys import Keys
 from sage_sandbox.store.layout import features_among, lock_name, state_folder
 from sage_sandbox.store.opening import open_keys
-from sage_sandbox.store.reading import ADOPT_HINT, read_run, read_state
+from sage_sandbox.store.reading import ADOPT_HINT, Found, read_run, read_state
 from sage_sandbox.store.records import RunStatus, State, progress
 
 LIVE_S: Final = 0.5
@@ -94,13 +94,15 @@ class History:
             message = f"the state in {self._folder.path} was not made here by this user"
             raise StateCorrupted(message, ADOPT_HINT, self._folder.path)
         state = read_state(self._folder, self._place, feature, self._found_keys())
-        runs, trouble = state.status == "running" and self._is_running(feature), ""
-        if full or (state.status == "running" and not runs):
-            # Where nobody runs it: it was killed, or has ended since, or this is its backup.
-            found = read_run(self._folder, self._place, feature, self._found_keys())
-            state, trouble = found.state, "; ".join(damage.message for damage in found.damages)
-            runs = state.status == "running" and self._is_running(feature)
-        return self._live(feature, state) if runs else replace(_standing(state), trouble=trouble)
+        said, trouble = self._ask(feature, state)
+        runs = bool(said)
+        if full or (state.status == "running" and not said):
+            # Nobody says how far it came, so its checkpoints do: it was killed, or has ended since, or is not heard.
+            found, runs = self._whole(feature)
+            state = found.state
+            trouble = "; ".join(filter(None, (runs and trouble, *(damage.message for damage in found.damages))))
+        goes_on = runs and state.status == "running"
+        return replace(_live(state, said) if goes_on else _standing(state), trouble=trouble)
 
     def close(self) -> None:
         """Close the folders."""
@@ -119,21 +121,28 @@ class History:
         assert self._folder is not None
         return is_held(self._folder, lock_name(feature))
 
-    def _live(self, feature: str, state: State) -> Standing:
-        """What the process says of itself; without an answer, what it wrote last."""
+    def _whole(self, feature: str) -> tuple[Found, bool]:
+        """All that is saved, and whether a process runs it."""
+        assert self._folder is not None
         assert self._place is not None
-        found = replace(_standing(state), status="running", interrupted=False)
+        ran = self._is_running(feature)
+        found = read_run(self._folder, self._place, feature, self._found_keys())
+        runs = self._is_running(feature)
+        if ran and not runs and found.state.status == "running":
+            # It has ended meanwhile, and before it let go of the lock it wrote down how.
+            found = read_run(self._folder, self._place, feature, self._found_keys())
+        return found, runs
+
+    def _ask(self, feature: str, state: State) -> tuple[Mapping[str, Any], str]:
+        """What the process that runs it says of itself, if anything; and what there is to say where it does not."""
+        assert self._place is not None
+        if state.status != "running" or not self._is_running(feature):
+            return {}, ""
         try:
             said = ask(self._place.id, feature, {"do": "status"}, timeout_s=LIVE_S, environ=self._environ)
         except NotAnswering:
-            return replace(found, trouble="the process does not answer: it may be stopped")
-        if not said or said.get("workflowId") != state.run:
-            return found
-        measured = said.get("progress")
-        completed = measured.get("completed") if isinstance(measured, dict) else None
-        if isinstance(completed, int):
-            found = replace(found, progress=progress(completed, len(state.phase_ids)))
-        return replace(found, phase=str(said.get("phase") or found.phase))
+            return {}, "the process does not answer: it may be stopped"
+        return said if said and said.get("workflowId") == state.run else {}, ""
 
     def _found_keys(self) -> Keys:
         assert self._place is not None
@@ -162,6 +171,16 @@ def _standing(state: State) -> Standing:
         ),
         interrupted=interrupted,
     )
+
+
+def _live(state: State, said: Mapping[str, Any]) -> Standing:
+    """A run that goes on: as its process says; what that leaves out, as it is saved."""
+    found = replace(_standing(state), status="running", interrupted=False)
+    measured = said.get("progress")
+    completed = measured.get("completed") if isinstance(measured, dict) else None
+    if isinstance(completed, int):
+        found = replace(found, progress=progress(completed, len(state.phase_ids)))
+    return replace(found, phase=str(said.get("phase") or found.phase))
 
 
 def standing_document(standing: Standing, *, full: bool = False) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def test_a_run_whose_lock_is_held_is_running_and_says_where_it_is(
 @pytest.mark.parametrize(
     "answer", [None, {}, {"workflowId": "another"}, {"workflowId": RUN, "progress": "odd", "phase": None}]
 )
-def test_one_that_says_nothing_of_use_is_shown_as_it_was_written(
+def test_one_that_says_nothing_of_use_is_shown_as_it_is_saved(
     stored: Stored, monkeypatch: pytest.MonkeyPatch, answer: Any
 ) -> None:
     saying(monkeypatch, answer)
@@ -137,6 +137,62 @@ def test_one_that_says_nothing_of_use_is_shown_as_it_was_written(
         standing = of(stored)
 
     assert (standing.status, standing.phase, standing.trouble) == ("running", "", "")
+
+
+@pytest.mark.parametrize("answer", [None, {"workflowId": "another"}, NotAnswering("no")])
+def test_the_checkpoints_count_of_one_that_does_not_say_how_far_it_is(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch, answer: Any
+) -> None:
+    saying(monkeypatch, answer)
+    with held(stored):
+        standing = of(stored)
+
+    assert (standing.status, standing.progress["completed"]) == ("running", 1)
+
+
+def test_one_that_ends_while_it_is_asked_is_shown_as_it_ended(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
+    with held(stored) as lock:
+
+        def end(*_: Any, **__: Any) -> None:
+            lock.release()
+            stored.save("completed")
+
+        monkeypatch.setattr(history, "ask", end)
+        standing = of(stored)
+
+    assert (standing.status, standing.progress["completed"]) == ("completed", 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"full": True}])
+def test_one_that_ends_while_its_checkpoints_are_read_is_shown_as_it_ended(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch, options: Any
+) -> None:
+    read = history.read_run
+    saying(monkeypatch, None)
+    with held(stored) as lock:
+
+        def then_it_ends(*args: Any) -> Any:
+            found = read(*args)
+            if found.state.status == "running":
+                lock.release()
+                stored.save("completed")
+            return found
+
+        monkeypatch.setattr(history, "read_run", then_it_ends)
+        standing = of(stored, **options)
+
+    assert (standing.status, standing.interrupted) == ("completed", False)
+
+
+def test_damage_is_shown_while_it_runs(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = stored.main.with_suffix("") / "a.1.json"
+    path.write_bytes(path.read_bytes()[:-9])
+    saying(monkeypatch, {"workflowId": RUN, "phase": "a", "progress": {"completed": 1}})
+    with held(stored):
+        standing = of(stored, full=True)
+
+    assert standing.status == "running"
+    assert str(path) in standing.trouble
 
 
 def test_one_that_does_not_answer_may_be_stopped(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> None:

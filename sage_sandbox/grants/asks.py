@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
+from functools import lru_cache
 
 from sage_sandbox.escaping import escape
 from sage_sandbox.policy import Grant, Policy
 from sage_sandbox.workflow.definition import Workflow
 
 
+@lru_cache(maxsize=1024)  # thousands of operations share a few policies
 def asks_of(policy: Policy) -> tuple[Grant, ...]:
     """What a policy as written asks for, one grant each; ``unprotected`` is nothing a template can ask."""
     asks = [

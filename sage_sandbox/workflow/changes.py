@@ -36,8 +36,10 @@ def changed_phases(before: Workflow, after: Workflow, parameters: Collection[str
 def _why_changed(before: Phase | None, after: Phase, parameters: Collection[str]) -> str:
     if before is None:
         return "it is new"
-    if _in_effect(before) != _in_effect(after):
+    if before is not after and _in_effect(before) != _in_effect(after):  # a stored template is the same, whole
         return "its definition changed"
+    if not parameters:
+        return ""
     used = set(_parameters_of(after))
     names = sorted(name for name in parameters if name in used or ALL in used)
     return f"parameter {', '.join(names)} changed" if names else ""
