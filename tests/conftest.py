@@ -26,6 +26,7 @@ settings.load_profile("sage")
 _OURS = pytest.StashKey[str]()
 _LANDLOCK_CREATE_RULESET = 444
 _LANDLOCK_CREATE_RULESET_VERSION = 1
+_PR_SET_DUMPABLE = 4
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -63,6 +64,13 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     monkeypatch.setenv("HOME", str(home))
     yield home
     shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def dumpable() -> Iterator[None]:
+    """A verb that is called in this process makes it undumpable, and its /proc unreadable to an ordinary user."""
+    yield
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
 
 
 def _landlock_abi() -> str:
