@@ -100,7 +100,7 @@ class History:
             # Nobody says how far it came, so its checkpoints do: it was killed, or has ended since, or is not heard.
             found, runs = self._whole(feature)
             state = found.state
-            trouble = "; ".join(filter(None, (runs and trouble, *(damage.message for damage in found.damages))))
+            trouble = "; ".join(filter(None, (trouble if runs else "", *(damage.message for damage in found.damages))))
         goes_on = runs and state.status == "running"
         return replace(_live(state, said) if goes_on else _standing(state), trouble=trouble)
 

@@ -167,12 +167,11 @@ def test_one_that_ends_while_it_is_asked_is_shown_as_it_ended(stored: Stored, mo
 def test_one_that_ends_while_its_checkpoints_are_read_is_shown_as_it_ended(
     stored: Stored, monkeypatch: pytest.MonkeyPatch, options: Any
 ) -> None:
-    read = history.read_run
     saying(monkeypatch, None)
     with held(stored) as lock:
 
         def then_it_ends(*args: Any) -> Any:
-            found = read(*args)
+            found = read_run(*args)
             if found.state.status == "running":
                 lock.release()
                 stored.save("completed")
