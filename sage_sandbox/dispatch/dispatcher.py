@@ -79,8 +79,7 @@ class Dispatcher:
     ) -> None:
         self._clock = clock
         self._token = token_bytes(channel.TOKEN_BYTES)
-        self._folder = _run_folder()
-        self._listener = _listen(self._folder)
+        self._folder, self._listener = _meeting_place()
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
@@ -319,18 +318,24 @@ class Dispatcher:
                     link.withdraw(waiting, kill=False)
 
 
-def _run_folder() -> Path:
-    """A new 0700 folder for the socket, in the user's runtime folder where that is usable and short enough."""
+def _meeting_place() -> tuple[Path, socket.socket]:
+    """A new 0700 folder with the socket that workers come to, in the user's runtime folder if that will do."""
     for parent in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):  # noqa: S108 - mkdtemp makes it 0700
         if parent and os.path.isabs(parent) and len(os.fsencode(parent)) < _SOCKET_PATH_MAX - 20:  # noqa: PTH117
             with suppress(OSError):
-                return Path(tempfile.mkdtemp(prefix="sage-", dir=parent))
+                folder = Path(tempfile.mkdtemp(prefix="sage-", dir=parent))
+                return folder, _listen(folder)
     raise SandboxUnavailable("no folder for the run's socket can be made", "set TMPDIR to a writable folder", "socket")
 
 
 def _listen(folder: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(folder / "workers"))
-    listener.listen(64)
+    try:
+        listener.bind(str(folder / "workers"))
+        listener.listen(64)
+    except OSError:
+        listener.close()
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     listener.setblocking(False)
     return listener

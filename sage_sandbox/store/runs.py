@@ -115,7 +115,7 @@ class RunStore:
         self._run = state.run
         self._generation = anchor.generation if anchor else 0
         self.define(definition)
-        self._save(state, sync=True)
+        self.save(state)
 
     def adopt(self, found: Found) -> None:
         """Go on with what was read; what had to be repaired is written down, and the damaged files are put aside.
@@ -131,6 +131,10 @@ class RunStore:
         mains = {main_name(self.feature), backup_name(self.feature)}
         with self._writing(self._folder.path):
             self._open_below()
+            assert self._below is not None
+            # A process that was killed may not have synced what it renamed; from here on it counts.
+            self._below.sync()
+            self._folder.sync()
             self._put_aside(self._folder, [damage.name for damage in found.damages if damage.name in mains])
         if found.repaired:
             self.save(found.state)
@@ -154,6 +158,7 @@ class RunStore:
                     self._move(self._folder, aside, [file for file in files if file in names])
                     self._move(self._folder, aside, [folder] if folder in names else [])
             if anchor is not None:
+                self._folder.sync()  # where nothing was left to move, a process that was killed may have moved it
                 self._write_anchor(Anchor(NO_RUN, anchor.generation, 0, 0), sync=True)
         self._forget()
         return name
@@ -170,6 +175,7 @@ class RunStore:
             self._below.write_new(definition_name(definition.number), sealed)
             self._below.sync()
         self._definition = definition
+        self._redefined = True
 
     # -- going on ------------------------------------------------------------------------------------------------
 
@@ -195,8 +201,22 @@ class RunStore:
         return done
 
     def save(self, state: State) -> None:
-        """Write the main file; the one before it becomes the backup."""
-        self._save(state)
+        """Write the main file; the one before it becomes the backup.
+
+        The anchor is durable where a new definition comes into force: what counts no more must not come back with it.
+        """
+        state = self._defined(state)
+        generation = self._generation + 1
+        sealed = seal(encode_state(state), self._subject("state", "", 0), generation, self._keys)
+        _kept(sealed, MAIN_MAX, "the list of phases")
+        with self._writing(self._folder.path):
+            if self._main:
+                self._folder.write_new(backup_name(self.feature), self._main)
+            self._folder.write_new(main_name(self.feature), sealed)
+            self._folder.sync()
+            self._main, self._generation = sealed, generation
+            self._write_anchor(self._reached(), sync=self._redefined)
+        self._redefined = False
 
     def reseal(self, found: Found) -> None:
         """Seal every file of the run anew, for this project and with the current key.
@@ -232,6 +252,7 @@ class RunStore:
             self._below.close()
         self._below = None
         self._definition = None
+        self._redefined = False
         self._run = ""
         self._generation = 0
         self._sequence = 0
@@ -261,19 +282,6 @@ class RunStore:
         subject = self._subject("checkpoint", checkpoint.phase, checkpoint.attempt)
         sealed = seal(encode_checkpoint(checkpoint), subject, checkpoint.generation, self._keys)
         return _kept(sealed, CHECKPOINT_MAX, f"the results of {checkpoint.phase}")
-
-    def _save(self, state: State, *, sync: bool = False) -> None:
-        state = self._defined(state)
-        generation = self._generation + 1
-        sealed = seal(encode_state(state), self._subject("state", "", 0), generation, self._keys)
-        _kept(sealed, MAIN_MAX, "the list of phases")
-        with self._writing(self._folder.path):
-            if self._main:
-                self._folder.write_new(backup_name(self.feature), self._main)
-            self._folder.write_new(main_name(self.feature), sealed)
-            self._folder.sync()
-            self._main, self._generation = sealed, generation
-            self._write_anchor(self._reached(), sync=sync)
 
     def _defined(self, state: State) -> State:
         """The state with its definition, a new one where what does not count has changed: it must outlast the state."""

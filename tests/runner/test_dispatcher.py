@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import tempfile
 import time
@@ -305,8 +306,9 @@ def test_the_run_folder_lies_in_the_runtime_folder_if_that_will_do(
         ("/" + "x" * 200, False),
     ]:
         monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
-        folder = module._run_folder()
-        folder.rmdir()
+        folder, listener = module._meeting_place()
+        listener.close()
+        shutil.rmtree(folder)
 
         assert (str(folder.parent) == runtime) is usable
     Path(here).rmdir()
@@ -320,6 +322,22 @@ def test_without_any_folder_the_sandbox_is_unavailable(monkeypatch: pytest.Monke
 
     with pytest.raises(SandboxUnavailable, match="socket"):
         Dispatcher("/")
+
+
+def test_where_no_socket_can_be_made_the_sandbox_is_unavailable_and_no_folder_is_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Full(socket.socket):
+        def bind(self, address: object) -> None:
+            raise OSError(28, "No space left on device", address)
+
+    monkeypatch.setattr(socket, "socket", Full)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+    with pytest.raises(SandboxUnavailable, match="socket"):
+        Dispatcher("/")
+    assert [] == list(tmp_path.glob("sage-*"))
 
 
 @pytest.mark.parametrize("code", ["block", "deaf", "ok"])
