@@ -248,6 +248,7 @@ class Writer:
     definition: Definition | None = None
     attempts: dict[str, int] = field(default_factory=dict)
     steps: list[Disk] = field(default_factory=list)
+    redefined: bool = False
     synced: bool = False
     """Whether no power cut takes the anchor back any more."""
 
@@ -265,12 +266,13 @@ class Writer:
         self.synced |= sync
 
     def define(self, definition: Definition) -> None:
+        self.redefined = True
         if self.definition is not None:
             definition = replace(definition, number=self.definition.number + 1)
         self.put(f"_definition.{definition.number}", Written(self.run, definition))
         self.definition = definition
 
-    def save(self, state: State, *, sync: bool = False) -> None:
+    def save(self, state: State) -> None:
         assert self.definition is not None
         if (self.definition.dropped, self.definition.absent) != (state.dropped, state.absent):
             self.define(replace(self.definition, dropped=state.dropped, absent=state.absent))
@@ -279,7 +281,8 @@ class Writer:
         self.generation += 1
         self.main = Main(replace(state, definition=self.definition.number), self.generation)
         self.put("main", self.main)
-        self._reached(sync=sync)
+        self._reached(sync=self.redefined)
+        self.redefined = False
 
     def commit(self, checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
         done = []
@@ -313,7 +316,7 @@ class Writer:
         self.put("folder", True)
         self.run, self.generation = state.run, anchor.generation if anchor else 0
         self.define(definition)
-        self.save(state, sync=True)
+        self.save(state)
 
     def _reached(self, *, sync: bool = False) -> None:
         assert self.definition is not None

@@ -294,6 +294,7 @@ class Calls:
         if source.name.endswith(".tmp"):
             source.unlink()
         if before is not None:
+            target.touch(mode=0o600)
             target.write_bytes(before)
 
 

@@ -246,6 +246,65 @@ def test_first_state_of_a_run_is_anchored_for_good(stored):
     assert Anchor(NEXT, 4, 0, 1) == anchor_of(stored)
 
 
+@pytest.mark.parametrize("act", ["drop", "define"])
+def test_new_definition_is_anchored_for_good(stored, act):
+    """With an older anchor, what was dropped would count again where the main file is lost."""
+    calls = Calls()
+    with calls.happening():
+        if act == "drop":
+            stored.drop("b")
+        else:
+            with stored.resumed() as store:
+                store.define(replace(DEFINITION, name="new"))
+                store.save(store.read().state)
+
+    assert [] == calls.volatile
+    assert Anchor(RUN, 4, 3, 2) == anchor_of(stored)
+
+
+def killed(stored, how, name, act):
+    """Calls in which a process is killed before or after the last call of that name, which `act` of a store makes."""
+    before, counted = Snapshot(stored.roots), Calls()
+    with counted.happening(), stored.opened() as store:
+        act(store)
+    before.restore()
+    stored.place = project_place(stored.project)
+    calls = Calls(max(at for at, call in enumerate(counted.names, 1) if call == name), how)
+    with calls.happening(), suppress(Crash), stored.opened() as store:
+        act(store)
+    calls.at, calls.dead = 0, False
+    return calls
+
+
+def lose_all_but_the_anchor(calls):
+    kept = ("/anchors/", "/aside/")
+    needs = [{need for need in step.needs if not any(part in f"{need}/" for part in kept)} for step in calls.volatile]
+    calls.lose({number for number, left in enumerate(needs) if left})
+
+
+def test_checkpoint_that_a_killed_process_left_is_durable_before_it_counts(in_memory):
+    def commit_one(store):
+        store.adopt(store.read())
+        store.commit([ended("d")])
+
+    calls = killed(in_memory, "before", "fsync", commit_one)
+    with calls.happening():
+        in_memory.save(status="running")
+    lose_all_but_the_anchor(calls)
+
+    assert {"a", "b", "d"} == done(in_memory.read())
+
+
+def test_run_that_a_killed_process_moved_aside_is_durably_gone_before_the_anchor_says_so(in_memory):
+    calls = killed(in_memory, "after", "rename", lambda store: store.set_aside())
+    with calls.happening(), in_memory.opened() as store:
+        store.set_aside()
+    lose_all_but_the_anchor(calls)
+
+    with pytest.raises(NoSuchRun):
+        in_memory.read()
+
+
 @pytest.mark.parametrize("trouble", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
 def test_nothing_is_written_after_a_write_that_did_not_come_to_its_end(stored, monkeypatch, trouble):
     """A folder's fsync that failed may have dropped names that the next one would report as durable."""
