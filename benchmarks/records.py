@@ -8,8 +8,8 @@ from typing import Any, Final, Literal, Self
 
 from benchmarks.harness import percentile
 
-Unit = Literal["ms", "s", "/s", "x", "MB"]
-_FACTORS: Final[Mapping[Unit, float]] = {"ms": 1e3, "s": 1.0, "/s": 1.0, "x": 1.0, "MB": 1e-6}
+Unit = Literal["ms", "s", "/s", "x", "MB", "MB/s"]
+_FACTORS: Final[Mapping[Unit, float]] = {"ms": 1e3, "s": 1.0, "/s": 1.0, "x": 1.0, "MB": 1e-6, "MB/s": 1.0}
 
 
 @dataclass(frozen=True, slots=True)

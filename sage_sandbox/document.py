@@ -1,13 +1,18 @@
-"""What a run left, as records and as the one JSON document of ``--json``. Pure."""
+"""What a run left, as records and as the one JSON document of ``--json``: the kept part, or all of it. Pure."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sage_sandbox.errors import ExitCode
-from sage_sandbox.events import PhaseStatus, RunStatus
-from sage_sandbox.outcome import Outcome, Reason
+from sage_sandbox.events import NOTHING, PhaseStatus, RunStatus, Weight
+from sage_sandbox.outcome import Attempt, Outcome, Reason
+from sage_sandbox.results.leaving import Handed, hand_back
+from sage_sandbox.results.personal import cleaned
+from sage_sandbox.results.tokens import tokens
+from sage_sandbox.workflow.definition import Keep
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +66,9 @@ class Metrics:
     rejected: int = 0
     retries: int = 0
     parallel_max: int = 0
-    tokens: int = 0
     context_reloads: int = 0
     restored: int = 0
+    weight: Weight = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,8 @@ class RunResult:
     metrics: Metrics
     errors: tuple[RunError, ...] = ()
     hint: str = ""
+    keeps: Mapping[tuple[str, str], Keep] = field(default_factory=dict)
+    """What is kept of the results (by phase id and operation id) for which the template says it."""
 
     @property
     def ok(self) -> bool:
@@ -100,8 +107,9 @@ class RunResult:
         raise KeyError(operation_id)
 
 
-def document(result: RunResult) -> dict[str, Any]:
-    """The result as plain data, under the names of the specification."""
+def document(result: RunResult, *, whole: bool = False) -> dict[str, Any]:
+    """The result as plain data, under the names of the specification: of each operation the kept part, or the whole."""
+    phases = [_phase(phase, result.keeps, whole=whole) for phase in result.phases]
     return {
         "success": result.ok,
         "workflowId": result.workflow_id,
@@ -109,17 +117,21 @@ def document(result: RunResult) -> dict[str, Any]:
         "workflow": result.workflow,
         "status": result.status,
         "exitCode": int(result.exit_code),
-        "results": {"phases": [_phase(phase) for phase in result.phases], "metrics": metrics_document(result.metrics)},
-        "errors": [asdict(error) for error in result.errors],
+        "results": {"phases": phases, "metrics": metrics_document(result.metrics)},
+        "errors": [_error(error) for error in result.errors],
         "hint": result.hint,
     }
+
+
+def _error(error: RunError) -> dict[str, Any]:
+    return asdict(replace(error, message=cleaned(error.message), hint=cleaned(error.hint)))
 
 
 def metrics_document(metrics: Metrics) -> dict[str, Any]:
     """Metrics as plain data."""
     return {
         "totalTime": _ms(metrics.duration_s),
-        "totalTokens": metrics.tokens,
+        "totalTokens": metrics.weight.handed_tokens,
         "contextReloads": metrics.context_reloads,
         "phaseCount": metrics.phases,
         "operationCount": metrics.operations,
@@ -128,10 +140,24 @@ def metrics_document(metrics: Metrics) -> dict[str, Any]:
         "retries": metrics.retries,
         "parallelOps": metrics.parallel_max,
         "restored": metrics.restored,
+        "handedBack": _weight(metrics.weight),
     }
 
 
-def _phase(phase: PhaseResult) -> dict[str, Any]:
+def _weight(weight: Weight) -> dict[str, Any]:
+    return {
+        "bytesProduced": weight.produced,
+        "bytes": weight.handed,
+        "tokensProduced": weight.produced_tokens,
+        "tokens": weight.handed_tokens,
+        "tokensEstimated": not weight.exact,
+        "personal": weight.personal,
+    }
+
+
+def _phase(phase: PhaseResult, keeps: Mapping[tuple[str, str], Keep], *, whole: bool) -> dict[str, Any]:
+    handed = [(one, hand_back(one.outcome, keeps.get((phase.id, one.id)), whole=whole)) for one in phase.operations]
+    count = sum(tokens(what.text) for _, what in handed)
     return {
         "id": phase.id,
         "name": phase.name,
@@ -139,20 +165,31 @@ def _phase(phase: PhaseResult) -> dict[str, Any]:
         "single": phase.single,
         "restored": phase.restored,
         "startedMs": None if phase.started_s is None else _ms(phase.started_s),
-        "metrics": {"duration": _ms(phase.duration_s), "tokens": 0, "operationCount": len(phase.operations)},
-        "operations": [_operation(operation.id, operation.outcome) for operation in phase.operations],
+        "metrics": {"duration": _ms(phase.duration_s), "tokens": count, "operationCount": len(phase.operations)},
+        "operations": [{"id": one.id, **handed_document(one.outcome, what)} for one, what in handed],
     }
 
 
-def _operation(operation_id: str, outcome: Outcome) -> dict[str, Any]:
-    return {"id": operation_id, **outcome_document(outcome)}
+def handed_document(outcome: Outcome, handed: Handed) -> dict[str, Any]:
+    """What is handed back of an outcome, as plain data."""
+    said = {"reason": outcome.reason, "message": handed.error, "hint": handed.hint}
+    return {
+        **outcome_document(outcome, with_result=False),
+        "result": handed.value,
+        "error": None if outcome.ok else said,
+        "violations": [asdict(violation) for violation in handed.violations],
+        "stdout": handed.stdout,
+        "stderr": handed.stderr,
+        "attempts": [_attempt(attempt) for attempt in handed.attempts],
+        "personal": dict(handed.personal),
+    }
 
 
-def outcome_document(outcome: Outcome) -> dict[str, Any]:
-    """One outcome as plain data."""
+def outcome_document(outcome: Outcome, *, with_result: bool = True) -> dict[str, Any]:
+    """One outcome as plain data, as it is."""
     return {
         "status": outcome.status,
-        "result": outcome.value() if outcome.ok else None,
+        "result": outcome.value() if outcome.ok and with_result else None,
         "error": None if outcome.ok else {"reason": outcome.reason, "message": outcome.error, "hint": outcome.hint},
         "durationMs": _ms(outcome.duration_s),
         "cpuMs": _ms(outcome.cpu_s),
@@ -166,10 +203,16 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
         "stdout": _text(outcome.stdout),
         "stderr": _text(outcome.stderr),
         "scrubbed": outcome.scrubbed,
-        "attempts": [
-            {"status": a.status, "reason": a.reason, "error": a.error, "durationMs": _ms(a.duration_s)}
-            for a in outcome.attempts
-        ],
+        "attempts": [_attempt(attempt) for attempt in outcome.attempts],
+    }
+
+
+def _attempt(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "status": attempt.status,
+        "reason": attempt.reason,
+        "error": attempt.error,
+        "durationMs": _ms(attempt.duration_s),
     }
 
 

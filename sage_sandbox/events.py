@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from sage_sandbox.outcome import Outcome
 
@@ -64,6 +64,34 @@ class PhaseSettled:
 
 
 @dataclass(frozen=True, slots=True)
+class Weight:
+    """What operations produced beside what is handed back of it, in bytes and in a model's tokens.
+
+    ``exact``: the tokens were counted, not estimated. ``personal`` is how often personal data was replaced.
+    """
+
+    produced: int = 0
+    handed: int = 0
+    produced_tokens: int = 0
+    handed_tokens: int = 0
+    exact: bool = False
+    personal: int = 0
+
+    def __add__(self, other: Weight) -> Weight:
+        return Weight(
+            self.produced + other.produced,
+            self.handed + other.handed,
+            self.produced_tokens + other.produced_tokens,
+            self.handed_tokens + other.handed_tokens,
+            self.exact,
+            self.personal + other.personal,
+        )
+
+
+NOTHING: Final = Weight()
+
+
+@dataclass(frozen=True, slots=True)
 class RunSettled:
     """Nothing of the run is left running; ``resumable`` if it can be gone on with."""
 
@@ -72,6 +100,7 @@ class RunSettled:
     status: RunStatus
     duration_s: float
     resumable: bool = False
+    weight: Weight = NOTHING
 
 
 @dataclass(frozen=True, slots=True)

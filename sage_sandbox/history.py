@@ -15,6 +15,7 @@ from sage_sandbox.disk.files import Folder
 from sage_sandbox.disk.locking import is_held
 from sage_sandbox.disk.places import ProjectPlace, project_place
 from sage_sandbox.errors import NoSuchRun, SageError, StateCorrupted
+from sage_sandbox.results.personal import cleaned
 from sage_sandbox.store.keys import Keys
 from sage_sandbox.store.layout import features_among, lock_name, state_folder
 from sage_sandbox.store.opening import open_keys
@@ -31,7 +32,10 @@ POLL_S: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How one run stands. ``trouble`` says why it cannot be read; ``interrupted``: its process was killed."""
+    """How one run stands, without personal data.
+
+    ``trouble`` says why it cannot be read; ``interrupted``: its process was killed.
+    """
 
     feature: str
     status: RunStatus | Literal["unreadable"]
@@ -164,7 +168,7 @@ def _standing(state: State) -> Standing:
         updated_at=state.updated_at,
         progress=state.progress,
         metrics=state.metrics,
-        errors=state.errors,
+        errors=tuple({**error, "message": cleaned(str(error.get("message", "")))} for error in state.errors),
         phases=tuple(
             (phase, state.checkpoints[phase].outcome if phase in state.checkpoints else "pending")
             for phase in state.phase_ids

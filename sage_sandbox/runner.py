@@ -24,12 +24,14 @@ from sage_sandbox.loop import Earlier, Key, Loop, Terms
 from sage_sandbox.observe.listeners import Listeners
 from sage_sandbox.operations.base import Setting
 from sage_sandbox.operations.inputs import Results
+from sage_sandbox.outcome import Outcome
 from sage_sandbox.policy import Limits, Policy, format_duration, parse_duration
+from sage_sandbox.results.leaving import weigh
 from sage_sandbox.results.scrub import known_values
 from sage_sandbox.settling import GOES_ON, Frontier, Stop, run_status
 from sage_sandbox.store.artifacts import publish
 from sage_sandbox.store.records import progress
-from sage_sandbox.workflow.definition import Workflow
+from sage_sandbox.workflow.definition import Keep, Workflow
 from sage_sandbox.workflow.planning import plan
 
 __all__ = ["RunResult", "Runner", "parallel_limit", "warm", "workflow_timeout"]
@@ -186,7 +188,10 @@ class Runner:
         if self._journal is not None:
             self._journal.end(result)
         resumable = self._journal is not None and not result.ok
-        self._tell(RunSettled(self.workflow_id, self._feature, result.status, result.metrics.duration_s, resumable))
+        metrics = result.metrics
+        self._tell(
+            RunSettled(self.workflow_id, self._feature, result.status, metrics.duration_s, resumable, metrics.weight)
+        )
         return result
 
     def cancel(self, save: bool = True) -> None:
@@ -249,6 +254,7 @@ class Runner:
 
     def _result(self, loop: Loop, duration_s: float) -> RunResult:
         phases = tuple(loop.settled[phase.id] for phase in self._workflow.phases)
+        keeps = _keeps(self._workflow)
         stop = loop.stop
         status, exit_code = run_status(
             ((phase.status, phase.single) for phase in phases),
@@ -262,9 +268,14 @@ class Runner:
             status=status,
             exit_code=exit_code,
             phases=phases,
-            metrics=replace(_metrics(phases, duration_s, loop.parallel_max), restored=len(self._earlier.phases)),
+            metrics=replace(
+                _metrics(phases, duration_s, loop.parallel_max),
+                restored=len(self._earlier.phases),
+                weight=weigh(_leaving(phases, keeps)),
+            ),
             errors=tuple(_errors(self._workflow, phases, stop)),
             hint="" if status == "completed" else self._hint(),
+            keeps=keeps,
         )
 
     def _hint(self) -> str:
@@ -290,6 +301,22 @@ def _metrics(phases: tuple[PhaseResult, ...], duration_s: float, parallel_max: i
         retries=sum(max(0, len(outcome.attempts) - 1) for outcome in outcomes),
         parallel_max=parallel_max,
     )
+
+
+def _keeps(workflow: Workflow) -> dict[Key, Keep]:
+    return {
+        (phase.id, operation.id): operation.keep
+        for phase in workflow.phases
+        for operation in phase.operations
+        if operation.keep is not None
+    }
+
+
+def _leaving(phases: tuple[PhaseResult, ...], keeps: Mapping[Key, Keep]) -> Iterator[tuple[Outcome, Keep | None]]:
+    """Every outcome that is handed back, and what is kept of it."""
+    for phase in phases:
+        for operation in phase.operations:
+            yield operation.outcome, keeps.get((phase.id, operation.id))
 
 
 def _errors(workflow: Workflow, phases: tuple[PhaseResult, ...], stop: Stop | None) -> Iterator[RunError]:

@@ -79,7 +79,8 @@ def foreign_imports(paths: list[Path]) -> set[str]:
 def test_every_package_that_is_imported_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     groups = project["dependency-groups"]
-    ours = declared_names(project["project"]["dependencies"])
+    extras = project["project"]["optional-dependencies"].values()
+    ours = declared_names([*project["project"]["dependencies"], *(name for extra in extras for name in extra)])
     tests = ours | declared_names(groups["test"] + groups["coverage"])
 
     assert foreign_imports(MODULES) <= ours

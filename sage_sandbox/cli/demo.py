@@ -126,9 +126,11 @@ def _outcomes(result: RunResult) -> dict[str, Outcome]:
 
 
 def _digest(result: RunResult) -> dict[str, Any] | None:
-    """What the digest returned; None unless it has the shape it should."""
+    """What the digest returned, without personal data; None unless it has the shape it should."""
+    from sage_sandbox.results.leaving import hand_back
+
     outcome = next((outcome for name, outcome in _outcomes(result).items() if name.startswith("digest/")), None)
-    value = outcome.value() if outcome is not None and outcome.ok else None
+    value = hand_back(outcome, whole=True).value if outcome is not None and outcome.ok else None
     return value if isinstance(value, dict) and isinstance(value.get("summary"), dict) else None
 
 
@@ -137,8 +139,9 @@ def _report_errors(report: RunResult) -> list[str]:
     if report.status == "completed" and _digest(report) is not None:
         return []
     from sage_sandbox.escaping import clip
+    from sage_sandbox.results.personal import cleaned
 
-    causes = [f"{name}: {clip(one.error, 200)}" for name, one in _outcomes(report).items() if not one.ok]
+    causes = [f"{name}: {clip(cleaned(one.error), 200)}" for name, one in _outcomes(report).items() if not one.ok]
     return [f"the report failed ({report.status}): " + ("; ".join(causes) or "the digest returned something else")]
 
 
@@ -191,11 +194,12 @@ def _entry(subject: str, sentence: str) -> Iterator[str]:
 def _how_run(report: RunResult) -> str:
     """How many operations, how confined, what was rejected."""
     from sage_sandbox.escaping import clip
+    from sage_sandbox.results.personal import cleaned
 
     outcomes = _outcomes(report)
     levels = "/".join(sorted({outcome.level for outcome in outcomes.values()}))
     memory = "/".join(sorted({outcome.capabilities.memory for outcome in outcomes.values()}))
-    rejected = [f"{name} ({clip(one.error, 120)})" for name, one in outcomes.items() if not one.ok]
+    rejected = [f"{name} ({clip(cleaned(one.error), 120)})" for name, one in outcomes.items() if not one.ok]
     said = f"{len(outcomes)} operations, each in a sandbox of its own (level {levels}, memory: {memory})"
     return said + (f"; rejected: {', '.join(rejected)}" if rejected else "")
 
@@ -226,12 +230,14 @@ def _document(shown: Shown) -> dict[str, Any]:
 
 
 def _operation(name: str, outcome: Outcome) -> dict[str, Any]:
+    from sage_sandbox.results.personal import cleaned
+
     phase, _, operation = name.partition("/")
     return {
         "phase": phase,
         "id": operation,
         "status": outcome.status,
-        "error": outcome.error,
+        "error": cleaned(outcome.error),
         "durationMs": round(outcome.duration_s * 1000, 3),
         "sandboxLevel": outcome.level,
     }

@@ -36,6 +36,9 @@ def command(argv: tuple[str, ...], *, like: str | None, tty: bool, report: str |
     escaped to a terminal unless --tty. The exit code is the command's; 128+n if signal n ended it, 124 on a timeout,
     137 on a limit, 14 if the sandbox cannot be had.
 
+    What the command prints is yours and passed on whole: secrets and personal data are not looked for in it. A --report
+    holds none.
+
     With --like and no command, the operation itself is run.
     """
     from sage_sandbox.errors import UsageError
@@ -45,7 +48,7 @@ def command(argv: tuple[str, ...], *, like: str | None, tty: bool, report: str |
     job = _job(argv, like, settings)
     outcome = _run(job, tty=tty, relayed=bool(argv) or job.type == "command")
     if report is not None:
-        _write_report(report, outcome)
+        _write_report(report, job, outcome)
     return _settle(outcome)
 
 
@@ -97,18 +100,24 @@ def _speller() -> Callable[[int, bytes], bytes]:
     return spell
 
 
-def _write_report(path: str, outcome: Outcome) -> None:
+def _write_report(path: str, job: Job, outcome: Outcome) -> None:
+    """Write down the whole outcome, without secrets and personal data: a report is for others to read."""
     from pathlib import Path
     from tempfile import NamedTemporaryFile
 
-    from sage_sandbox.document import outcome_document
+    from sage_sandbox.document import handed_document
     from sage_sandbox.errors import UsageError
+    from sage_sandbox.results.leaving import hand_back
+    from sage_sandbox.results.scrub import Scrubber, known_values
 
+    granted = (value for name, value in job.env if name in job.policy.env)
+    clean, _ = Scrubber(known_values(os.environ)).knowing(granted).outcome(outcome)
+    report = handed_document(clean, hand_back(clean, whole=True))
     try:
         # Beside it, then in its place: a link there is replaced, never followed.
         target = Path(path)
         with NamedTemporaryFile("w", dir=target.parent, delete=False, encoding="utf-8") as file:
-            file.write(json.dumps(outcome_document(outcome), indent=2) + "\n")
+            file.write(json.dumps(report, indent=2) + "\n")
         Path(file.name).replace(target)
     except OSError as error:
         raise UsageError(f"--report {path}: {error.strerror}") from error

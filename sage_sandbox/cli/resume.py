@@ -31,6 +31,7 @@ def command(feature: str, *, from_phase: str | None, update: bool, as_json: bool
     def act() -> int:
         from sage_sandbox.api import prepare_resume
 
-        return carry_out(prepare_resume(feature, how, from_phase=from_phase, update=update), as_json=as_json)
+        ready = prepare_resume(feature, how, from_phase=from_phase, update=update)
+        return carry_out(ready, as_json=as_json, full=settings["full"])
 
     return reported(feature, as_json, act)

@@ -30,7 +30,8 @@ def command(template: str, feature: str | None, *, as_json: bool, detach: bool, 
 
     A template asks for what it needs. What neither --allow nor a remembered answer grants is asked for on a terminal;
     without one the run is refused with exit code 15 and a list of what to add. Progress goes to stderr, results to
-    stdout: the kept part of each, or all of it with --json.
+    stdout: of each the part that its template says is kept, by default 2,000 bytes, and no personal data. What is
+    saved, and what later phases get, is whole.
 
     Every phase that ends is saved, encrypted, below .sage/state. A run that was stopped or killed goes on with
     `sage-sandbox resume FEATURE`.
@@ -40,7 +41,11 @@ def command(template: str, feature: str | None, *, as_json: bool, detach: bool, 
         from sage_sandbox.cli.detaching import detach_run
 
         return reported(feature, as_json, lambda: detach_run(template, feature, how, settings, as_json=as_json))
-    return reported(feature, as_json, lambda: carry_out(_prepared(template, feature, how, settings), as_json=as_json))
+    return reported(
+        feature,
+        as_json,
+        lambda: carry_out(_prepared(template, feature, how, settings), as_json=as_json, full=settings["full"]),
+    )
 
 
 def _prepared(template: str, feature: str | None, how: How, settings: dict[str, Any]) -> Prepared:

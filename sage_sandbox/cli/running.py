@@ -36,6 +36,7 @@ def run_options() -> Callable[[F], F]:
         click.option("--sequential", is_flag=True, help="One operation at a time."),
         options.timeout("the workflow"),
         options.require(),
+        click.option("--full", is_flag=True, help="Print whole results, not the kept part of each."),
         click.option("--detach", is_flag=True, help="Go on in a process of its own; print how to find it."),
         options.as_json(),
     )
@@ -93,7 +94,7 @@ def reported(feature: str | None, as_json: bool, act: Callable[[], int]) -> int:
         raise
 
 
-def carry_out(ready: Prepared, *, as_json: bool) -> int:
+def carry_out(ready: Prepared, *, as_json: bool, full: bool = False) -> int:
     """Run what was prepared, say what there is to say, print what came of it; the exit code."""
     from sage_sandbox.signals import cancelled_by_signals
 
@@ -106,9 +107,9 @@ def carry_out(ready: Prepared, *, as_json: bool) -> int:
     from sage_sandbox.document import document
 
     if as_json:
-        click.echo(json.dumps(document(result), indent=2))
+        click.echo(json.dumps(document(result, whole=full), indent=2))
     else:
-        for line in result_lines(result, ready.workflow):
+        for line in result_lines(result, whole=full):
             click.echo(line)
     return int(result.exit_code)
 

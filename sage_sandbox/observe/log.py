@@ -31,6 +31,7 @@ from sage_sandbox.events import (
     RunStarted,
 )
 from sage_sandbox.observe.progress import spoken
+from sage_sandbox.results.personal import cleaned
 
 FILE: Final = "orchestration.jsonl"
 LOCK: Final = "orchestration.lock"
@@ -74,7 +75,7 @@ def stamp(moment: datetime) -> str:
 
 
 def told(event: Event) -> tuple[Level, str, dict[str, Any]] | None:
-    """What the log has to say about an event: never what an operation returned or printed."""
+    """What the log has to say about an event: never what an operation returned or printed, and no personal data."""
     match event:
         case RunStarted():
             about = {"phases": event.phases, "operations": event.operations, "kept": event.kept}
@@ -93,9 +94,11 @@ def told(event: Event) -> tuple[Level, str, dict[str, Any]] | None:
         case RunSettled():
             text = f"run {event.status} ({spoken(event.duration_s)})"
             how = {"status": event.status, "durationMs": _ms(event.duration_s), "resumable": event.resumable}
+            if event.weight.produced:
+                how |= {"bytesProduced": event.weight.produced, "bytesHandedBack": event.weight.handed}
             return _RUNS.get(event.status, "WARN"), text, how
         case Notice():
-            return _NOTICES[event.level], event.text, {}
+            return _NOTICES[event.level], cleaned(event.text), {}
     return None
 
 
@@ -108,9 +111,9 @@ def _operation(event: OperationSettled) -> tuple[Level, str, dict[str, Any]]:
     if outcome.violations:
         where["violations"] = len(outcome.violations)
     if not outcome.ok:
-        text = f"operation rejected, {outcome.reason}: {outcome.error}"
+        text = f"operation rejected, {outcome.reason}: {cleaned(outcome.error)}"
         if outcome.hint:
-            where["hint"] = _cut(outcome.hint)
+            where["hint"] = _cut(cleaned(outcome.hint))
         return "WARN" if outcome.reason == "cancelled" else "ERROR", text, where
     text = f"operation fulfilled ({spoken(outcome.duration_s)})"
     if outcome.scrubbed:

@@ -1,4 +1,4 @@
-"""Progress as plain lines on stderr, for people and for logs."""
+"""Progress as plain lines on stderr, for people and for logs; without personal data."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from sage_sandbox.events import (
     PhaseStarted,
     RunSettled,
     RunStarted,
+    Weight,
 )
 from sage_sandbox.outcome import Outcome
-from sage_sandbox.policy import format_duration
+from sage_sandbox.policy import format_duration, format_size
+from sage_sandbox.results.personal import cleaned
 
 WIDTH = 200
 NAMES_SHOWN = 5
@@ -69,9 +71,9 @@ class Progress:
             self.say(f"✓ {name} {spoken(outcome.duration_s)}")
             return
         self._failed.setdefault(event.phase, []).append((event.operation, outcome))
-        self.say(f"✗ {name} {outcome.error or outcome.reason}")
+        self.say(f"✗ {name} {cleaned(outcome.error) or outcome.reason}")
         if outcome.hint:
-            self.say(f"  hint: {outcome.hint}")
+            self.say(f"  hint: {cleaned(outcome.hint)}")
 
     @_on.register
     def _(self, event: PhaseSettled) -> None:
@@ -83,7 +85,7 @@ class Progress:
 
     @_on.register
     def _(self, event: Notice) -> None:
-        self.say(f"{_MARKS[event.level]} {event.text}")
+        self.say(f"{_MARKS[event.level]} {cleaned(event.text)}")
 
     @_on.register
     def _(self, event: RunSettled) -> None:
@@ -91,11 +93,33 @@ class Progress:
             self.say(f"⚠ {_count(len(self._blocked), 'phase')} not started ({_names(self._blocked)})")
         took = spoken(event.duration_s)
         if event.status == "completed":
-            self.say(f"✓ Workflow complete ({took}, {_count(self._operations, 'operation')}, 0 reloads)")
+            tokens = f", {spoken_tokens(event.weight)}" if event.weight.handed_tokens else ""
+            self.say(f"✓ Workflow complete ({took}, {_count(self._operations, 'operation')}{tokens}, 0 reloads)")
         else:
             resume = f"resume later with: sage-sandbox resume {event.feature}"
             later = resume if event.resumable else "nothing was saved"
             self.say(f"✗ Workflow {event.status} ({took}) · {later}")
+        self._say_what_is_handed_back(event.weight)
+
+    def _say_what_is_handed_back(self, weight: Weight) -> None:
+        """If it is not all of it."""
+        if weight.handed < weight.produced:
+            less = 100 * (weight.produced - weight.handed) // weight.produced
+            sizes = f"{format_size(weight.produced)} produced, {format_size(weight.handed)} handed back"
+            self.say(f"▸ {sizes} ({less} % less): --full prints whole results")
+        if weight.personal:
+            self.say(f"⚠ {_count(weight.personal, 'piece')} of personal data replaced in what is handed back")
+
+
+def spoken_tokens(weight: Weight) -> str:
+    """How much a model has to read, as it is read: ``812 tokens``, ``≈35K tokens`` where it is an estimate."""
+    number = weight.handed_tokens
+    text = f"{number:,}"
+    for unit, name in ((1e6, "M"), (1e3, "K")):
+        if number >= unit:
+            text = f"{number / unit:.{0 if number >= 10 * unit else 1}f}".removesuffix(".0") + name
+            break
+    return f"{'' if weight.exact else '≈'}{text} token{'' if number == 1 else 's'}"
 
 
 def spoken(seconds: float) -> str:

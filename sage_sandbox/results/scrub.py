@@ -27,6 +27,7 @@ from sage_sandbox.results.shapes import (
     fold,
     is_secret,
     leaves_key_open,
+    replaced,
 )
 from sage_sandbox.results.spellings import SHORTEST, anchors, spellings
 
@@ -302,17 +303,9 @@ def _scrub(text: str, suspects: _Suspects) -> tuple[str, Hits]:
     for name, find in (*finders, *((shape.name, shape.find) for shape in shapes)):
         if spans := list(find(masked)):
             mark = _mark(name)
-            text, masked = _replaced(text, spans, mark), _replaced(masked, spans, _MASK * len(mark))
+            text, masked = replaced(text, spans, mark), replaced(masked, spans, _MASK * len(mark))
             names += [name] * len(spans)
     return text, Hits(tuple(names)) if names else NOTHING
-
-
-def _replaced(text: str, spans: Iterable[Span], mark: str) -> str:
-    parts, done = [], 0
-    for start, end in spans:
-        parts += [text[done:start], mark]
-        done = end
-    return "".join((*parts, text[done:]))
 
 
 def _occurrences(value: str, text: str) -> Iterator[Span]:

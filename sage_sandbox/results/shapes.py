@@ -40,6 +40,16 @@ def compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern)
 
 
+def replaced(text: str, spans: Iterable[Span], mark: str) -> str:
+    """The text with a mark in the place of each of these spans, which are in their order."""
+    parts: list[str] = []
+    done = 0
+    for start, end in spans:
+        parts += [text[done:start], mark]
+        done = end
+    return "".join((*parts, text[done:]))
+
+
 def _token(name: str, gates: tuple[str, ...], pattern: str) -> Shape:
     """A token by its pattern, wherever it stands."""
     return Shape(name, gates, lambda text: (match.span() for match in compiled(pattern).finditer(text)), pattern)

@@ -111,9 +111,9 @@ class LimitsModel(_Model):
 class KeepModel(_Model):
     """What of the result reaches people and agents; state keeps all of it."""
 
-    fields: Names = Field(default=(), description="names of the result's fields")
+    fields: Names = Field(default=(), description="names of the result's fields, or paths to them: commits.hash")
     max_items: int | None = Field(default=None, ge=1, description="of each list")
-    max_bytes: int | None = Field(default=None, ge=1, description="of the whole, as JSON")
+    max_bytes: int | None = Field(default=None, ge=1, description="of the whole, as JSON; default 2000")
 
 
 class _OperationModel(_Model):

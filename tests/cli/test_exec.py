@@ -111,6 +111,24 @@ def test_the_report_holds_the_outcome_and_follows_no_link(project):
     assert ["data", "r.json", "t.yaml", "victim"] == sorted(path.name for path in project.iterdir())
 
 
+def test_the_report_holds_no_secret_and_no_personal_data_and_what_is_printed_is_passed_on(project, capfd, monkeypatch):
+    monkeypatch.setenv("SHOWN", "granted value")
+    said = "alice@example.org AKIA" + "IOSFODNN7EXAMPLE granted value"
+    code = f'def run(): print("{said}"); return "{said}"'
+    (project / "t.yaml").write_text(
+        "name: x\nphases: [{id: a, name: A, operations: {id: b, type: python, policy: {env: [SHOWN]}, code: '"
+        + code
+        + "'}}]\n"
+    )
+
+    assert 0 == main(["exec", "--like", "t.yaml:a/b", "--allow", "env:SHOWN", "--report", "r.json"])
+
+    report = json.loads((project / "r.json").read_text())
+    assert said in capfd.readouterr().out
+    assert "[email] [secret:aws-key] [secret:known]" == report["result"]
+    assert (2, {"email": 2}) == (report["scrubbed"] // 2, report["personal"])
+
+
 def test_like_runs_the_operation_itself_under_its_policy(project, capfd):
     assert 0 == main(["exec", "--like", "t.yaml:look/shout", "--allow", "read:data", "--param", "word=hi"])
     assert {"word": "HI", "data": "kept"} == json.loads(capfd.readouterr().out)

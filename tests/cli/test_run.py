@@ -24,7 +24,6 @@ from commands import cli_argv, run_cli
 from saved_runs import fail, hang
 
 from sage_sandbox import api
-from sage_sandbox.cli import results
 from sage_sandbox.cli.main import main
 from sage_sandbox.disk.files import sage_folder
 from sage_sandbox.disk.locking import acquire
@@ -34,7 +33,6 @@ from sage_sandbox.outcome import Outcome, rejected
 from sage_sandbox.sandbox.job import Job
 from sage_sandbox.store import active
 from sage_sandbox.store.layout import lock_name
-from sage_sandbox.workflow.definition import Keep
 
 
 class Scripted:
@@ -296,25 +294,6 @@ def test_foreign_text_reaches_the_terminal_escaped(jobs, template, capsys):
 
     out, err = capsys.readouterr()
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f\u202e]", out + err)
-
-
-@pytest.mark.parametrize(
-    ("value", "keep", "shown"),
-    [
-        ({"a": 1, "b": 2}, Keep(fields=("b", "z")), '{"b": 2}'),
-        (list(range(100)), Keep(max_items=2), '[0, 1, "… 98 more"]'),
-        ("x" * 300, None, '"' + "x" * 200 + '…"'),
-        (None, None, "null"),
-    ],
-)
-def test_the_kept_part_keeps_shape_and_counts(value, keep, shown):
-    assert shown == results.kept(value, keep)
-
-
-@pytest.mark.parametrize("value", [list(range(10_000)), {str(n): "é" * 300 for n in range(500)}, "😀" * 9000])
-def test_the_kept_part_is_never_larger_than_asked(value):
-    assert len(results.kept(value).encode()) <= results.KEPT_BYTES
-    assert len(results.kept(value, Keep(max_bytes=100)).encode()) <= 100
 
 
 def test_the_library_runs_a_template_and_returns_its_result(jobs, template):

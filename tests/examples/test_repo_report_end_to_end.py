@@ -48,7 +48,7 @@ def commit(project: Path, author: str, when: str) -> None:
 
 def report_on(project: Path, *options: str) -> tuple[int, dict[str, Any], str]:
     """Exit code, the document of ``--json``, stderr."""
-    done = run_cli("run", TEMPLATE, "--allow", "read:.", "--json", *options, cwd=project)
+    done = run_cli("run", TEMPLATE, "--allow", "read:.", "--json", "--full", *options, cwd=project)
     return done.returncode, json.loads(done.stdout), done.stderr
 
 

@@ -24,6 +24,7 @@ from sage_sandbox.events import (
     PhaseStarted,
     RunSettled,
     RunStarted,
+    Weight,
 )
 from sage_sandbox.observe import log as module
 from sage_sandbox.observe.listeners import Listeners
@@ -138,6 +139,25 @@ class TestWhatIsTold:
                     ("failed", "ERROR"),
                 ]
             ),
+            (
+                RunSettled("id", "f", "completed", 2.0, weight=Weight(1000, 100)),
+                "INFO",
+                "run completed (2 sec)",
+                {
+                    "status": "completed",
+                    "durationMs": 2000.0,
+                    "resumable": False,
+                    "bytesProduced": 1000,
+                    "bytesHandedBack": 100,
+                },
+            ),
+            (
+                OperationSettled("a", "x", rejected("error", "no alice@example.org", "ask bob@example.org")),
+                "ERROR",
+                "operation rejected, error: no [email]",
+                {"phase": "a", "operation": "x", "durationMs": 0.0, "hint": "ask [email]"},
+            ),
+            (Notice("info", "mail alice@example.org"), "INFO", "mail [email]", {}),
             (Notice("info", "all well"), "INFO", "all well", {}),
             (Notice("warning", "less parallel"), "WARN", "less parallel", {}),
             (Notice("error", "no room"), "ERROR", "no room", {}),

@@ -13,8 +13,9 @@ from sage_sandbox.events import (
     PhaseStarted,
     RunSettled,
     RunStarted,
+    Weight,
 )
-from sage_sandbox.observe.progress import Progress, spoken
+from sage_sandbox.observe.progress import Progress, spoken, spoken_tokens
 from sage_sandbox.outcome import Outcome, rejected
 
 
@@ -46,6 +47,41 @@ def test_a_run_begins_and_ends_with_a_line() -> None:
         "✓ a/x 120 ms",
         "✓ Workflow complete (1 min 15 sec, 1 operation, 0 reloads)",
     ]
+
+
+def test_what_is_handed_back_is_said_at_the_end() -> None:
+    weight = Weight(184_320, 8_192, 52_000, 35_000, personal=3)
+
+    assert lines(RunSettled("id", "f", "completed", 75.0, weight=weight)) == [
+        "✓ Workflow complete (1 min 15 sec, 0 operations, ≈35K tokens, 0 reloads)",
+        "▸ 180 KiB produced, 8 KiB handed back (95 % less): --full prints whole results",
+        "⚠ 3 pieces of personal data replaced in what is handed back",
+    ]
+    assert lines(RunSettled("id", "f", "failed", 75.0, weight=Weight(10, 10, 3, 3, personal=1)))[1:] == [
+        "⚠ 1 piece of personal data replaced in what is handed back"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "exact", "text"),
+    [
+        (1, True, "1 token"),
+        (812, True, "812 tokens"),
+        (1234, False, "≈1.2K tokens"),
+        (35_000, True, "35K tokens"),
+        (2_000_000, False, "≈2M tokens"),
+    ],
+)
+def test_tokens_are_said_as_they_are_read(tokens: int, exact: bool, text: str) -> None:
+    assert text == spoken_tokens(Weight(handed_tokens=tokens, exact=exact))
+
+
+def test_no_personal_data_is_shown() -> None:
+    outcome = rejected("error", "no mail for alice@example.org", "ask bob@example.org")
+
+    assert ["✗ a/x no mail for [email]", "  hint: ask [email]", "⚠ call [phone]"] == lines(
+        OperationSettled("a", "x", outcome), Notice("warning", "call +1 202 555 0123")
+    )
 
 
 def test_a_rejected_operation_says_why_and_what_to_do() -> None:

@@ -1,12 +1,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from sage_sandbox.document import Metrics, OperationResult, PhaseResult, RunError, RunResult, document
+from sage_sandbox.document import (
+    Metrics,
+    OperationResult,
+    PhaseResult,
+    RunError,
+    RunResult,
+    document,
+    metrics_document,
+    outcome_document,
+)
 from sage_sandbox.errors import ExitCode
+from sage_sandbox.events import Weight
 from sage_sandbox.outcome import Artifact, Attempt, Capabilities, Outcome, Violation
+from sage_sandbox.workflow.definition import Keep
 
 FULFILLED = Outcome(
     "fulfilled",
@@ -57,6 +69,14 @@ def test_the_document_has_the_names_of_the_specification() -> None:
         "rejected": 1,
         "retries": 1,
         "parallelOps": 2,
+        "handedBack": {
+            "bytesProduced": 0,
+            "bytes": 0,
+            "tokensProduced": 0,
+            "tokens": 0,
+            "tokensEstimated": True,
+            "personal": 0,
+        },
     }
     assert made["errors"] == [
         {"phase": "a", "operation": "y", "reason": "denied", "message": "no", "hint": "add --allow"}
@@ -77,6 +97,42 @@ def test_an_operation_is_shown_with_everything_that_is_known() -> None:
     assert rejected["result"] is None
     assert rejected["error"] == {"reason": "denied", "message": "no", "hint": "add --allow"}
     assert rejected["violations"] == [{"what": "read /x", "allow": "read:/x"}]
+
+
+def test_of_a_result_the_kept_part_is_shown_without_personal_data_or_the_whole() -> None:
+    outcome = Outcome("fulfilled", result=json.dumps({"mail": "a@example.org", "n": list(range(5000))}).encode())
+    phase = PhaseResult("a", "A", "completed", True, (OperationResult("x", outcome),))
+    result = replace(RESULT, phases=(phase,), keeps={("a", "x"): Keep(max_items=1)})
+    error = RunError("a", "y", "error", "no such user: a@example.org")
+    (kept,) = document(result)["results"]["phases"]
+    (whole,) = document(replace(result, errors=(error,)), whole=True)["results"]["phases"]
+
+    assert {"mail": "[email]", "n": [0, "… 4,999 more"]} == kept["operations"][0]["result"]
+    assert {"mail": "[email]", "n": list(range(5000))} == whole["operations"][0]["result"]
+    assert {"email": 1} == kept["operations"][0]["personal"]
+    assert 0 < kept["metrics"]["tokens"] < whole["metrics"]["tokens"] / 100
+    assert "no such user: [email]" == document(replace(result, errors=(error,)))["errors"][0]["message"]
+
+
+def test_what_is_saved_is_the_whole() -> None:
+    outcome = Outcome("fulfilled", result=b'"a@example.org"', stdout=b"a@example.org")
+    document = outcome_document(outcome)
+
+    assert ("a@example.org", "a@example.org") == (document["result"], document["stdout"])
+
+
+def test_a_weight_is_said_in_bytes_and_tokens() -> None:
+    made = metrics_document(Metrics(weight=Weight(1000, 100, 300, 30, exact=True, personal=2)))
+
+    assert 30 == made["totalTokens"]
+    assert {
+        "bytesProduced": 1000,
+        "bytes": 100,
+        "tokensProduced": 300,
+        "tokens": 30,
+        "tokensEstimated": False,
+        "personal": 2,
+    } == made["handedBack"]
 
 
 def test_a_phase_that_never_started_says_so() -> None:

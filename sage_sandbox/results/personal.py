@@ -1,0 +1,233 @@
+"""Takes personal data out of what leaves a run: addresses, cards, accounts, numbers by which somebody is found.
+
+Only there: what state keeps, and what a dependent gets, has all of it. Every pattern takes time in proportion to the
+text, and begins with a character that it looks for, not with what may stand before that: so re skips to the next
+candidate. What has a check digit is checked. Digits without the punctuation of their kind are taken for what they most
+often are: a version, a time, an id.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from typing import Final, NamedTuple
+
+from sage_sandbox.results.shapes import compiled
+
+Replace = Callable[[str], tuple[str, int]]
+"""A text with a mark in the place of each one; how many there were."""
+
+_ROUNDS: Final = 3
+"""How often it is looked: of two numbers side by side one may hide the other, until it is replaced."""
+
+MARGIN: Final = 320
+"""How far across a cut it is looked: an e-mail address has 64 + 1 + 255 characters at most (RFC 5321, 4.5.3.1)."""
+
+# One of these is in every text that has anything of it: an @, seven digits in a row but for what parts groups of them,
+# or the beginning of an IBAN.
+_MAY_HOLD: Final = rb"@|[0-9][0-9 .()/-]{6}|[A-Z][A-Z][0-9][0-9] ?[A-Z0-9]{4} ?[A-Z0-9]{4}"
+
+
+class Kind(NamedTuple):
+    """One kind of personal data, by a pattern."""
+
+    name: str
+    pattern: str
+    replace: Replace
+
+
+def _plain(name: str, pattern: str) -> Kind:
+    """What its pattern says all about: re replaces it in a loop in C."""
+    return Kind(name, pattern, lambda text: compiled(pattern).subn(f"[{name}]", text))
+
+
+def _checked(name: str, pattern: str, is_one: Callable[[str], bool]) -> Kind:
+    """What has check digits."""
+    mark = f"[{name}]"
+
+    def replace(text: str) -> tuple[str, int]:
+        found = 0
+
+        def one(match: re.Match[str]) -> str:
+            nonlocal found
+            if not is_one(match[0]):
+                return match[0]
+            found += 1
+            return mark
+
+        return compiled(pattern).sub(one, text), found
+
+    return Kind(name, pattern, replace)
+
+
+# -- e-mail (RFC 5321; as RFC 6531 allows it, in Latin script) -----------------------------------------------------
+
+_LOCAL: Final = r"[A-Za-z0-9._%+\xc0-\u024f-]"
+_LABEL: Final = r"[A-Za-z0-9\xc0-\u024f][A-Za-z0-9\xc0-\u024f-]{0,62}+"
+_DOMAIN: Final = rf"(?![0-9]{{1,9}}\.[0-9]|[0-9]x\.)(?:{_LABEL}\.){{1,30}}[A-Za-z]{{2,24}}"
+# A login in a URL, and git's for everybody, are nobody's address; nor are a package's version (left-pad@1.3.0-rc) and a
+# picture's scale (logo@2x.png).
+_EMAIL: Final = (
+    rf"{_LOCAL}(?<!{_LOCAL}{_LOCAL})(?<!//{_LOCAL})(?<!g(?=it@)){_LOCAL}{{0,63}}+@{_DOMAIN}"
+    rf"(?:{_LOCAL}{{0,64}}+@{_DOMAIN}){{0,99}}+"  # and others that follow without anything between
+)
+
+
+# -- cards (ISO/IEC 7812-1: issuer, length, Luhn's check digit) ----------------------------------------------------
+
+_CARD: Final = (
+    r"[2-6](?<![\w.+-][2-6])(?:"
+    # Visa; American Express; Diners Club; Mastercard; Discover, UnionPay, JCB
+    r"(?<=4)[0-9]{3}(?:[0-9]{12}(?:[0-9]{3})?|([ -])[0-9]{4}\1[0-9]{4}\1[0-9]{4}(?:\1[0-9]{3})?)"
+    r"|(?<=3)(?:[47][0-9]{2}(?:[0-9]{11}|([ -])[0-9]{6}\2[0-9]{5})"
+    r"|(?:0[0-5]|[689][0-9])[0-9](?:[0-9]{10}|([ -])[0-9]{6}\3[0-9]{4}))"
+    r"|(?:(?<=5)[1-5][0-9]{2}|(?<=2)(?:22[1-9]|2[3-9][0-9]|[3-6][0-9]{2}|7[01][0-9]|720))"
+    r"(?:[0-9]{12}|([ -])[0-9]{4}\4[0-9]{4}\4[0-9]{4})"
+    r"|(?:(?<=6)(?:011|4[4-9][0-9]|5[0-9]{2}|2[0-9]{2})|(?<=3)5[2-8][0-9])"
+    r"(?:[0-9]{12,15}|([ -])[0-9]{4}\5[0-9]{4}\5[0-9]{4}(?:\5[0-9]{3})?)"
+    r")(?!\w|[.-][0-9])"
+)
+_DOUBLED: Final = bytes.maketrans(b"0123456789", b"0246813579")
+
+
+def has_luhn_digit(card: str) -> bool:
+    """Whether the last digit is the one that Luhn's formula (ISO/IEC 7812-1, annex B) gives for the others."""
+    digits = card.encode().translate(None, b" -")
+    # The sum of the characters: that of the digits, and 48 for each.
+    return (sum(digits[-1::-2]) + sum(digits[-2::-2].translate(_DOUBLED)) - 48 * len(digits)) % 10 == 0
+
+
+# -- accounts (ISO 13616-1; how long they are where: SWIFT, "IBAN Registry") ---------------------------------------
+
+_LENGTHS: Final[Mapping[int, str]] = {
+    15: "NO", 16: "BE", 18: "DK FI FK FO GL NL SD", 19: "MK SI", 20: "AT BA EE KZ LT LU MN XK", 21: "CH HR LI LV",
+    22: "BG BH CR DE GB GE IE ME RS VA", 23: "AE GI IL IQ OM SO TL", 24: "AD CZ ES MD PK RO SA SE SK TN VG",
+    25: "LY PT ST", 26: "IS TR", 27: "BI DJ FR GR IT MC MR SM", 28: "AL AZ BY CY DO GT HN HU LB NI PL SV",
+    29: "BR EG PS QA UA", 30: "JO KW MU YE", 31: "MT SC", 32: "LC", 33: "RU",
+}  # fmt: skip
+_LETTERS: Final = str.maketrans({chr(ord("A") + number): str(10 + number) for number in range(26)})
+_COUNTRIES: Final = {here: here.translate(_LETTERS) for some in _LENGTHS.values() for here in some.split()}
+
+
+def _accounts() -> Iterator[str]:
+    for length, countries in _LENGTHS.items():
+        groups, rest = divmod(length - 4, 4)
+        grouped = f"(?: [A-Z0-9]{{4}}){{{groups}}}" + (f" [A-Z0-9]{{{rest}}}" if rest else "")
+        here = countries.replace(" ", "|")
+        yield f"(?<=(?:{here})[0-9][0-9])(?:[A-Z0-9]{{{length - 4}}}|{grouped})"
+
+
+_IBAN: Final = rf"[A-Z](?<![A-Za-z0-9][A-Z])[A-Z][0-9][0-9](?:{'|'.join(_accounts())})(?![A-Za-z0-9])"
+
+
+def has_iban_digits(iban: str) -> bool:
+    """Whether the two digits behind the country are those that ISO 7064 (MOD 97-10) gives for the rest."""
+    plain = iban.replace(" ", "")
+    number = plain[4:]
+    if not number.isdecimal():
+        number = number.translate(_LETTERS)
+    return int(number + _COUNTRIES[plain[:2]] + plain[2:4]) % 97 == 1
+
+
+# -- social security numbers of the USA (SSA, "Social Security Number Randomization") ------------------------------
+
+_SSN: Final = r"[0-8](?<![\w.+-][0-8])[0-9]{2}-(?<!000-)(?<!666-)(?!00)[0-9]{2}-(?!0000)[0-9]{4}(?![\w-]|\.[0-9])"
+
+
+# -- telephone (ITU-T E.164, and E.123 for how it is written; NANP in North America) -------------------------------
+
+_NO_MORE: Final = r"(?![\w-]|\.[0-9])"
+_NANP: Final = r"[2-9][0-9]{2}\)?[ .-]?[2-9][0-9]{2}[ .-]?[0-9]{4}"
+_TRUNK: Final = r"0(?<![\w.,+/:(-]0)(?<![0-9] 0)[1-9]"
+_END: Final = r"(?![\w:-]|[ .,/][0-9])"
+_PHONES: Final = (
+    rf"\+(?<![\w+]\+)1[ .-]?\(?{_NANP}{_NO_MORE}",
+    # Ten digits and more, or some in groups; but not the date in a line that a diff adds.
+    (
+        r"\+(?<![\w+]\+)[2-9](?!0[0-9]{2}-[01][0-9]-)"
+        r"(?:[0-9]{9,14}|[0-9]{0,8}[ ./-]?\(?(?:[0-9]\)?[ ./-]?\(?){6,15}?[0-9])(?![\w:]|[ ./-][0-9])"
+    ),
+    rf"1(?<![\w.+/-]1)[ .-]\(?[2-9][0-9]{{2}}\)?[ .-][2-9][0-9]{{2}}[ .-][0-9]{{4}}{_NO_MORE}",
+    rf"[2-9](?<![\w.+/-][2-9])[0-9]{{2}}([.-])[2-9][0-9]{{2}}\1[0-9]{{4}}{_NO_MORE}",
+    rf"\((?<!\w\()[2-9][0-9]{{2}}\) ?[2-9][0-9]{{2}}[ .-][0-9]{{4}}{_NO_MORE}",
+    # France: five pairs.
+    rf"{_TRUNK}([ .-])[0-9]{{2}}\1[0-9]{{2}}\1[0-9]{{2}}\1[0-9]{{2}}{_END}",
+    # Great Britain: 020 7946 0958, 0161 496 0000, 07700 900123. Germany: 030 901820, 0171/1234567.
+    (
+        rf"{_TRUNK}[0-9](?: [0-9]{{4}} [0-9]{{4}}|[0-9] [0-9]{{3}} [0-9]{{4}}|[0-9]{{2}} [0-9]{{3}} [0-9]{{3}}"
+        rf"|[0-9]{{0,2}}[ /][0-9]{{6,8}}){_END}"
+    ),
+    # Either with its area in brackets.
+    rf"\((?<!\w\()0[1-9][0-9]{{1,4}}\) ?[0-9]{{3,8}}(?:[ -][0-9]{{3,4}}){{0,2}}{_END}",
+)
+
+KINDS: Final = (
+    _plain("email", _EMAIL),
+    _checked("iban", _IBAN, has_iban_digits),
+    _checked("card", _CARD, has_luhn_digit),
+    _plain("ssn", _SSN),
+    *(_plain("phone", pattern) for pattern in _PHONES),
+)
+
+
+def may_hold(data: bytes) -> bool:
+    """Whether it need be looked at more closely: any text, or JSON text as it is."""
+    return _gate().search(data) is not None or b"\\u00" in data
+
+
+@cache
+def _gate() -> re.Pattern[bytes]:
+    return re.compile(_MAY_HOLD)
+
+
+class Cleaner:
+    """Replaces personal data by ``[KIND]``, and counts what it replaced."""
+
+    def __init__(self) -> None:
+        self.found: Counter[str] = Counter()
+
+    def begin(self) -> None:
+        """Forget what was replaced so far."""
+        self.found.clear()
+
+    def text(self, text: str) -> str:
+        """A text without personal data; the same object if there is none in it."""
+        if not may_hold(text.encode("utf-8", "surrogatepass")):
+            return text
+        for _ in range(_ROUNDS):
+            before = text
+            for kind in KINDS:
+                text = self._without(kind, text)
+            if text is before:
+                break
+        return text
+
+    def _without(self, kind: Kind, text: str) -> str:
+        if kind.name == "email" and "@" not in text:
+            return text
+        clean, found = kind.replace(text)
+        if not found:
+            return text
+        self.found[kind.name] += found
+        return clean
+
+    def head(self, text: str, most: int) -> str:
+        """The beginning of a text: not more than so many characters, and nothing of what stands across the cut."""
+        if len(text) <= most:
+            return self.text(text)
+        window = self.text(text[: most + MARGIN])
+        return window[: max(0, min(most, len(window) - MARGIN))]
+
+    def tail(self, text: str, most: int) -> str:
+        """The end of a text, likewise."""
+        if len(text) <= most:
+            return self.text(text)
+        window = self.text(text[-most - MARGIN :])
+        return window[len(window) - max(0, min(most, len(window) - MARGIN)) :]
+
+
+def cleaned(text: str) -> str:
+    """A text without personal data, where nobody asks how much there was."""
+    return Cleaner().text(text)
