@@ -56,12 +56,17 @@ def hand_back(outcome: Outcome, keep: Keep | None = None, *, whole: bool = False
         value=value,
         error=cleaner.text(outcome.error),
         hint=cleaner.text(outcome.hint),
-        stdout=_end(outcome.stdout, shown, cleaner),
+        stdout=_end(b"" if _is_result(outcome) and not whole else outcome.stdout, shown, cleaner),
         stderr=_end(outcome.stderr, shown, cleaner),
         violations=tuple(replace(violation, what=cleaner.text(violation.what)) for violation in outcome.violations),
         attempts=tuple(replace(attempt, error=cleaner.text(attempt.error)) for attempt in outcome.attempts),
         personal=of_value.found + cleaner.found,
     )
+
+
+def _is_result(outcome: Outcome) -> bool:
+    """Whether what was printed is the result, as it is of a command: nobody has to read it twice."""
+    return outcome.ok and outcome.exit_code is not None
 
 
 def _end(stream: bytes, most: int, cleaner: Cleaner) -> str:
@@ -93,4 +98,5 @@ def _said(outcome: Outcome) -> Iterator[bytes]:
     """What there is to read of an outcome: its result or its error, and what it printed."""
     if outcome.ok:
         yield outcome.result
-    yield from filter(None, (outcome.error.encode("utf-8", "replace"), outcome.stdout, outcome.stderr))
+    stdout = b"" if _is_result(outcome) else outcome.stdout
+    yield from filter(None, (outcome.error.encode("utf-8", "replace"), stdout, outcome.stderr))

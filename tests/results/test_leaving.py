@@ -65,6 +65,15 @@ def test_of_what_was_printed_the_end_is_handed_back() -> None:
     assert text == hand_back(fulfilled(None, stdout=text.encode()), whole=True).stdout
 
 
+def test_what_a_command_printed_is_its_result_and_not_handed_back_twice() -> None:
+    outcome = fulfilled("hi", stdout=b"hi", exit_code=0)
+    failed = Outcome("rejected", "error", "exit code 1", stdout=b"hi", exit_code=1)
+
+    assert ("hi", "") == (hand_back(outcome).value, hand_back(outcome).stdout)
+    assert ("hi", "hi") == (hand_back(outcome, whole=True).stdout, hand_back(failed).stdout)
+    assert len('"hi"') == weigh([(outcome, None)]).produced
+
+
 class TestWeight:
     def test_of_what_is_small_it_is_the_same_on_both_sides(self) -> None:
         weight = weigh([(fulfilled({"files": 12}), None), (rejected("error", "no"), None)])
