@@ -161,6 +161,7 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
         "sandboxLevel": outcome.level,
         "capabilities": asdict(outcome.capabilities),
         "violations": [asdict(violation) for violation in outcome.violations],
+        "contacts": [asdict(contact) for contact in outcome.contacts],
         "artifacts": [asdict(artifact) for artifact in outcome.artifacts],
         "written": list(outcome.written),
         "stdout": _text(outcome.stdout),

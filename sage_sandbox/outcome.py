@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Reason = Literal["error", "timeout", "limit", "denied", "worker lost", "cancelled"]
@@ -16,6 +17,39 @@ class Violation:
 
     what: str
     allow: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """What the operation asked the egress proxy for: a host and port (empty and 0 where it was no request).
+
+    ``allowed``: let through, ``refused``: not, ``failed``: granted, but ``why`` says what came in between. ``allow`` is
+    the grant that would let it through, or empty. Bytes went out (``sent``) and came in, over so many ``times``.
+    """
+
+    host: str
+    port: int
+    verdict: Literal["allowed", "refused", "failed"]
+    why: str = ""
+    allow: str = ""
+    times: int = 0
+    sent: int = 0
+    received: int = 0
+
+
+def gathered(contacts: Iterable[Contact]) -> tuple[Contact, ...]:
+    """Contacts with their figures added up, each that differs in more than those once."""
+    found: dict[Contact, Contact] = {}
+    for one in contacts:
+        kind = replace(one, times=0, sent=0, received=0)
+        so_far = found.get(kind, kind)
+        found[kind] = replace(
+            kind,
+            times=so_far.times + one.times,
+            sent=so_far.sent + one.sent,
+            received=so_far.received + one.received,
+        )
+    return tuple(found.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +93,7 @@ class Outcome:
     level: Literal["full", "none"] = "none"
     capabilities: Capabilities = Capabilities()
     violations: tuple[Violation, ...] = ()
+    contacts: tuple[Contact, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     written: tuple[str, ...] = ()
     attempts: tuple[Attempt, ...] = ()

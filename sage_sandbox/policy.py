@@ -20,7 +20,7 @@ GiB: Final = 1 << 30
 
 GrantKind = Literal["read", "write", "write-through", "loopback", "net", "tool", "env"]
 GRANT_KINDS: Final[tuple[GrantKind, ...]] = ("read", "write", "write-through", "loopback", "net", "tool", "env")
-UNAVAILABLE_KINDS: Final[frozenset[GrantKind]] = frozenset({"net", "tool"})
+UNAVAILABLE_KINDS: Final[frozenset[GrantKind]] = frozenset({"tool"})
 
 HIDDEN_NAMES: Final = (".sage", ".env*", ".git-credentials", ".netrc", ".npmrc", ".pypirc", "*.pem", "*.key", "id_*")
 """Names that a read grant on a folder does not show, at any depth, unless a grant names the very file.

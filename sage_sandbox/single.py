@@ -67,9 +67,9 @@ class Sandbox:
 
     def _run(self, job: Job, stdin: bytes) -> Outcome:
         if self._supervisor is None:
-            from sage_sandbox.sandbox.supervisor import Supervisor
+            from sage_sandbox.operations.confining import supervisor
 
-            self._supervisor = Supervisor(self.project)
+            self._supervisor = supervisor(self.project)
         job = replace(job, policy=self.policy, project=self.project, env=granted_values(self.policy, os.environ))
         return self._supervisor.run(job, stdin=stdin)
 

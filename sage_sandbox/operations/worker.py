@@ -60,9 +60,9 @@ MakeSupervisor = Callable[[str, int], Supervisor]
 
 def confined(project: str, slot: int) -> Supervisor:
     """The supervisor that confines: the only one outside the tests."""
-    from sage_sandbox.sandbox.supervisor import Supervisor as Confining
+    from sage_sandbox.operations.confining import supervisor
 
-    return Confining(project, slot=slot)
+    return supervisor(project, slot=slot)
 
 
 class Worker:

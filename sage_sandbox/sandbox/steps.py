@@ -30,6 +30,9 @@ UID_BASE = 0x7000_0000
 (systemd's UIDS-GIDS document lists 1879048192 to 2147483647 as unused)."""
 
 PIDS_WITHOUT_CGROUP = 32
+
+PROXY_PORT = 3128
+"""Where the egress proxy answers, on the loopback of an operation with a net grant: nothing else is there yet."""
 _INODE_BYTES = 4096
 
 
@@ -176,9 +179,11 @@ def compile_steps(policy: Policy, limits: Limits, who: Identity, base: wire.Foun
     grants = _grants(policy, masker)
     # Unix sockets in the abstract namespace belong to a network namespace; before Landlock ABI 6 nothing else parts
     # them.
-    network = policy.loopback or base.landlock_abi < 6
+    outside = bool(policy.net)
+    network = policy.loopback or outside or base.landlock_abi < 6
     ahead: tuple[wire.Step, ...] = (
         wire.Namespaces(network, bool(grants)),
+        *([wire.Listen(PROXY_PORT)] if outside else ()),
         *(_granted_view(limits, who, base) if grants else _lean_view(limits, who)),
     )
     root = wire.OWN_ROOT if grants else ""
@@ -188,7 +193,12 @@ def compile_steps(policy: Policy, limits: Limits, who: Identity, base: wire.Foun
         *grants,
         wire.Proc(root),
         wire.Landlock(
-            bool(grants) or policy.loopback, root, (wire.TMP, *opened) if grants else (), files, policy.loopback
+            bool(grants) or policy.loopback or outside,
+            root,
+            (wire.TMP, *opened) if grants else (),
+            files,
+            policy.loopback,
+            PROXY_PORT if outside else 0,
         ),
         wire.Pivot(root, project, _entries(base, grants)),
         wire.Identity(who.uid, who.gid, who.privileged),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from sage_sandbox.outcome import Capabilities
+from sage_sandbox.outcome import Capabilities, Contact
 from sage_sandbox.policy import STREAM_KEPT, STREAM_MAX
 from sage_sandbox.sandbox.cgroup import Cgroup
 from sage_sandbox.sandbox.inside import wire
@@ -343,8 +343,8 @@ class Watch:
                 frames.fill()
                 self.frame = frames.take()
 
-    def ending(self) -> Ending:
-        """Everything seen, for `verdict.judge`."""
+    def ending(self, contacts: tuple[Contact, ...] = ()) -> Ending:
+        """Everything seen, for `verdict.judge`; ``contacts`` is what the egress proxy saw."""
         child = self.child
         assert child.gone is not None
         usage = child.group.usage() if child.group is not None else None
@@ -363,6 +363,7 @@ class Watch:
             oom_kills=usage.oom_kills if usage else 0,
             pids_refused=usage.pids_refused if usage else 0,
             work_full=_is_full(child.work_fd),
+            contacts=contacts,
         )
 
 

@@ -93,7 +93,7 @@ class PolicyModel(_Model):
     read: Names = Field(default=(), description="files and folders to read")
     write: Names = Field(default=(), description="files and folders to write; committed after success")
     write_through: Names = Field(default=(), description="files and folders to write directly")
-    net: Names = Field(default=(), description="host:port to connect to; not available in this version")
+    net: Names = Field(default=(), description="HOST:PORT or *.DOMAIN:PORT, over http or https: data may leave there")
     loopback: bool = Field(default=False, description="a loopback interface of its own")
     tool: Names = Field(default=(), description="server/tool to call; not available in this version")
     env: Annotated[tuple[EnvName, ...], _Listed] = Field(default=(), description="environment variables to see")

@@ -27,6 +27,10 @@ GRANTS = st.builds(Grant, KINDS, PATHS)
         ("read:/p/.sage", "read:/p/.sage/templates"),
         ("env:CI", "env:CI"),
         ("loopback:", "loopback:"),
+        ("net:example.org:443", "net:example.org:443"),
+        ("net:*.example.org:443", "net:api.example.org:443"),
+        ("net:*.example.org:443", "net:*.a.b.example.org:443"),
+        ("net:[::1]:80", "net:[::1]:80"),
     ],
 )
 def test_a_grant_covers_what_it_holds(grant: str, ask: str) -> None:
@@ -44,6 +48,11 @@ def test_a_grant_covers_what_it_holds(grant: str, ask: str) -> None:
         ("env:CI", "env:C"),
         ("env:CI", "loopback:"),
         ("loopback:", "read:/"),
+        ("net:*.example.org:443", "net:example.org:443"),
+        ("net:*.example.org:443", "net:api.example.org:80"),
+        ("net:*.example.org:443", "net:badexample.org:443"),
+        ("net:api.example.org:443", "net:*.example.org:443"),
+        ("net:example.org:443", "env:example.org:443"),
     ],
 )
 def test_a_grant_does_not_cover_more(grant: str, ask: str) -> None:

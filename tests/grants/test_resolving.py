@@ -252,11 +252,18 @@ class TestLiftingNames:
 
 
 class TestOtherKinds:
-    @pytest.mark.parametrize("text", ["net:example.org:443", "tool:sage-research/*"])
-    def test_net_and_tool_are_not_available_yet(self, places: Places, text: str) -> None:
-        kind = text.partition(":")[0]
+    def test_tools_are_not_available_yet(self, places: Places) -> None:
+        text = "tool:sage-research/*"
 
-        assert f"--allow {text}: {kind} grants are not available in this version" == str(_refusal(places, text))
+        assert f"--allow {text}: tool grants are not available in this version" == str(_refusal(places, text))
+
+    def test_a_host_is_written_in_one_way(self, places: Places) -> None:
+        assert (Grant("net", "api.example.org:443"),) == _allow(places, "net:API.Example.org.:443").grants
+        refusal = _refusal(places, "net:example.org")
+        assert ("--allow net:example.org: the port is missing", "write net:example.org:443") == (
+            str(refusal),
+            refusal.hint,
+        )
 
     def test_environment_names_are_checked(self, places: Places) -> None:
         assert (Grant("env", "CI"),) == _allow(places, "env:CI").grants

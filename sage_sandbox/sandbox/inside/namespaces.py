@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from _socket import AF_INET, SOCK_DGRAM, socket
+from _socket import AF_INET, SOCK_DGRAM, SOCK_STREAM, socket
 from fcntl import ioctl
 from struct import pack
 from typing import TYPE_CHECKING
@@ -34,6 +34,7 @@ _TMPFS = sc.MS_NOSUID | sc.MS_NODEV
 _WHITEOUT = stat.S_IFCHR
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 1
+_BACKLOG = 128
 
 
 # In the zygote, before it serves.
@@ -153,6 +154,14 @@ def own_namespaces(step: wire.Namespaces, pantry: int) -> None:
             ioctl(with_socket.fileno(), _SIOCSIFFLAGS, pack("16sh22x", b"lo", _IFF_UP))
         finally:
             with_socket.close()
+
+
+def listen(step: wire.Listen) -> socket:
+    """The socket at the one port of our loopback behind which somebody else answers."""
+    listener = socket(AF_INET, SOCK_STREAM, 0)
+    listener.bind(("127.0.0.1", step.port))
+    listener.listen(_BACKLOG)
+    return listener
 
 
 def mount_work(step: wire.Work) -> None:

@@ -21,6 +21,7 @@ _FD = struct.Struct("=i")
 DOWN_MAX = 1 << 27
 
 # What a child sends: the first byte of a frame.
+LISTENER = b"L"  # empty body; the socket that the egress proxy accepts on comes with it
 WORK_FOLDER = b"W"  # empty body; a descriptor of the work folder's root comes with it
 READY = b"R"  # every step applied; body: JSON object of capabilities
 REFUSED = b"F"  # a step failed; body: JSON [step, errno, message]
@@ -67,6 +68,12 @@ class Namespaces(NamedTuple):
 
     network: bool
     pantry: bool
+
+
+class Listen(NamedTuple):
+    """A listener at ``port`` of the child's own loopback, passed out: beyond it stands the egress proxy."""
+
+    port: int
 
 
 class Work(NamedTuple):
@@ -158,13 +165,17 @@ class Powerless(NamedTuple):
 
 
 class Landlock(NamedTuple):
-    """The zygote's ruleset, or one for an ``own`` root and its ``writable`` paths; ``files`` are no folders."""
+    """The zygote's ruleset, or one for an ``own`` root and its ``writable`` paths; ``files`` are no folders.
+
+    ``network`` leaves TCP alone; else ``port`` is the only one that can be connected to, 0 for none.
+    """
 
     own: bool
     root: str
     writable: tuple[str, ...]
     files: tuple[str, ...]
     network: bool
+    port: int
 
 
 class Restrict(NamedTuple):
@@ -180,15 +191,15 @@ class SelfCheck(NamedTuple):
 
 
 Step = (
-    Namespaces | Work | OwnRoot | Place | Attach | Proc | Pivot | Identity | Descriptors | Defaults | Rlimits |
-    Powerless | Landlock | Restrict | Seccomp | SelfCheck
+    Namespaces | Listen | Work | OwnRoot | Place | Attach | Proc | Pivot | Identity | Descriptors | Defaults |
+    Rlimits | Powerless | Landlock | Restrict | Seccomp | SelfCheck
 )  # fmt: skip
 
 STEPS: dict[str, type[Step]] = {
     kind.__name__: kind
     for kind in (
-        Namespaces, Work, OwnRoot, Place, Attach, Proc, Pivot, Identity, Descriptors, Defaults, Rlimits, Powerless,
-        Landlock, Restrict, Seccomp, SelfCheck,
+        Namespaces, Listen, Work, OwnRoot, Place, Attach, Proc, Pivot, Identity, Descriptors, Defaults, Rlimits,
+        Powerless, Landlock, Restrict, Seccomp, SelfCheck,
     )
 }  # fmt: skip
 
