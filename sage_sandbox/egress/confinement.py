@@ -57,7 +57,7 @@ def confine(uid: int) -> None:
 
 # Threads are not counted here: NPROC counts all of a user's.
 _LIMITS: Final = (
-    (resource.RLIMIT_NOFILE, 256),
+    (resource.RLIMIT_NOFILE, 1024),
     (resource.RLIMIT_FSIZE, 0),
     (resource.RLIMIT_DATA, 512 << 20),
     (resource.RLIMIT_CORE, 1),

@@ -153,11 +153,14 @@ def _serve(client: socket.socket, session: Session, idle_s: float, head_s: float
 def _go(client: socket.socket, request: Request, rest: bytes, session: Session, idle_s: float) -> None:
     target = request.target
     try:
-        addresses = session.admit(target)
+        addresses, tally = session.admit(target)
     except OSError as error:
         raise _NotReached(f"no address of it is found: {error.strerror}") from error
-    tally = session.note(Contact(target.host, target.port, "allowed"))
-    upstream = _reach(addresses, target.port, session)
+    try:
+        upstream = _reach(addresses, target.port, session)
+    except _NotReached:
+        session.take_back(tally)
+        raise
     try:
         _pass(client, upstream, request, rest, session, tally, idle_s)
     finally:

@@ -22,7 +22,10 @@ from sage_sandbox.hosts import Target
 from sage_sandbox.outcome import Contact
 
 LENGTH: Final = struct.Struct(">I")
-FRAME_MAX: Final = 1 << 20
+FRAME_MAX: Final = 1 << 24
+"""Bytes: a policy may name ten thousand hosts."""
+THREADS_MAX: Final = 4 * CONNECTIONS_MAX
+"""At once, of all sessions: a thread that waits for the resolver outlives its operation."""
 _STACK: Final = 512 << 10
 
 
@@ -56,6 +59,7 @@ class Server:
         self._world = world
         self._session: Session | None = None
         self._listener: socket.socket | None = None
+        self._threads = threading.Semaphore(THREADS_MAX)
 
     def serve(self) -> None:
         """Until the worker is gone."""
@@ -71,7 +75,7 @@ class Server:
     def _open(self, granted: list[Target], listener: socket.socket) -> None:
         session = Session(tuple(granted), self._world)
         self._session, self._listener = session, listener
-        threading.Thread(target=accept, args=(listener, session), daemon=True).start()
+        threading.Thread(target=accept, args=(listener, session, self._threads), daemon=True).start()
 
     def _shut(self) -> tuple[Contact, ...]:
         session, listener = self._session, self._listener
@@ -84,21 +88,23 @@ class Server:
         return session.contacts()
 
 
-def accept(listener: socket.socket, session: Session) -> None:
+def accept(listener: socket.socket, session: Session, threads: threading.Semaphore) -> None:
     """Take connections, so many at once, until the listener is shut."""
-    slots = threading.BoundedSemaphore(CONNECTIONS_MAX)
+    slots = threading.Semaphore(CONNECTIONS_MAX)
 
     def serve(client: socket.socket) -> None:
         try:
             connection.serve(client, session)
         finally:
             slots.release()
+            threads.release()
 
     with listener, suppress(OSError):
         listener.setblocking(True)
         while True:
             # Those that wait are in the listener's queue: nothing is refused, and no thread is started for them.
             slots.acquire()
+            threads.acquire()
             client, _address = listener.accept()
             threading.Thread(target=serve, args=(client,), daemon=True).start()
 
@@ -107,9 +113,10 @@ def send(sock: socket.socket, message: dict[str, Any], fds: tuple[int, ...] = ()
     """One frame: a length, and JSON; descriptors come with its first byte."""
     body = json.dumps(message).encode()
     if fds:
-        socket.send_fds(sock, [LENGTH.pack(len(body)) + body], list(fds))
+        socket.send_fds(sock, [LENGTH.pack(len(body))], list(fds))
     else:
-        sock.sendall(LENGTH.pack(len(body)) + body)
+        sock.sendall(LENGTH.pack(len(body)))
+    sock.sendall(body)
 
 
 def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:

@@ -17,6 +17,7 @@ CONNECTIONS_MAX: Final = 64
 """At once; a further one waits."""
 CONTACTS_MAX: Final = 100
 """How many different things are told apart in an outcome. What would be one more is refused: nothing goes unseen."""
+WHY_MAX: Final = 200
 BYTES_MAX: Final = 1 << 30
 """In both directions together, for one operation."""
 
@@ -72,13 +73,23 @@ class Session:
 
     # What is let through.
 
-    def admit(self, target: Target) -> list[str]:
-        """The checked addresses of a host that is granted, to be connected to as they are. Refused, OSError.
+    def admit(self, target: Target) -> tuple[list[str], Tally]:
+        """The checked addresses of a granted host, to be connected to as they are, and where to count what is moved.
 
-        The name is resolved once. One address that is not out in the world refuses the name, whichever comes first.
+        Refused, OSError where it has no address, Overdrawn.
         """
         if not any(granted.covers(target) for granted in self.granted):
             raise Refused("not granted", f"net:{target}")
+        # To ask for a name is to tell somebody about it: that it is asked for is noted first.
+        tally = self.note(Contact(target.host, target.port, "allowed"))
+        try:
+            return self._addresses(target), tally
+        except (Refused, OSError):
+            self.take_back(tally)
+            raise
+
+    def _addresses(self, target: Target) -> list[str]:
+        """The name is resolved once. One address that is not out in the world refuses it, whichever comes first."""
         if is_address(target.host):
             return [target.host]
         if target.host == "localhost":
@@ -103,6 +114,7 @@ class Session:
 
     def note(self, contact: Contact) -> Tally:
         """Count one try, before it is made. Overdrawn if it is a new thing and there were too many."""
+        contact = replace(contact, why=contact.why[:WHY_MAX])
         with self._lock:
             known = contact in self._tallies or len(self._tallies) < CONTACTS_MAX
             noted = contact if known else _TOO_MANY
@@ -111,6 +123,13 @@ class Session:
         if not known:
             raise Overdrawn(_TOO_MANY.why)
         return tally
+
+    def take_back(self, tally: Tally) -> None:
+        """It did not come to it: something else is noted in its place."""
+        with self._lock:
+            tally.times -= 1
+            if not tally.times:
+                del self._tallies[tally.contact]
 
     def move(self, tally: Tally, *, sent: int = 0, received: int = 0) -> None:
         """Count bytes before they are passed on; Overdrawn if that is more than an operation may."""

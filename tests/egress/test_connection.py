@@ -215,13 +215,13 @@ def test_a_host_that_is_not_there_is_said(make_session, talk, names):
 
     assert b"HTTP/1.1 502 Bad Gateway: 127.0.0.1:%d: 127.0.0.1: Connection refused\r\n" % port in refused
     assert b"nowhere.example:80 cannot be reached: no address of it is found: Name or service not known" in unknown
-    assert ["allowed", "failed", "failed"] == [contact.verdict for contact in settled(session)]
+    assert ["failed", "failed"] == [contact.verdict for contact in settled(session)]
 
 
 def test_the_next_address_is_tried(make_session, talk, host, monkeypatch):
     port = host(lambda made: made.sendall(OK))
     session = make_session(f"localhost:{port}")
-    monkeypatch.setattr(type(session), "admit", lambda *_: ["::1", "127.0.0.1"])
+    monkeypatch.setattr(type(session), "_addresses", lambda *_: ["::1", "127.0.0.1"])
     client = talk(session)
     client.sendall(get(port, host="localhost"))
 

@@ -89,6 +89,18 @@ def test_it_is_confined_and_knows_nothing(way_out, listener):
             (folder / "environ").read_bytes()
 
 
+def test_many_hosts_and_long_refusals_fit_through(way_out, listener):
+    way_out.open(
+        listener.fileno(), [f"host-{number}.{'x' * 60}.{'y' * 60}.example.org:443" for number in range(10_000)]
+    )
+    for number in range(CONTACTS_MAX):
+        with socket.create_connection(listener.getsockname(), 30) as client:
+            client.sendall(f"CONNECT {number}{'x' * 16_000}:443 HTTP/1.1\r\n\r\n".encode())
+            assert everything(client).startswith(b"HTTP/1.1 400 ")
+
+    assert CONTACTS_MAX == len(way_out.shut())
+
+
 def test_it_ends_with_its_worker(way_out, listener):
     way_out.open(listener.fileno(), ["example.org:443"])
     process = way_out._process

@@ -14,7 +14,7 @@ API = Target("api.example.org", 443)
 def test_a_granted_host_is_resolved_once_and_given_by_its_addresses(make_session, names):
     names.answers = {API.host: [["93.184.216.34", "2606:2800:220:1::1", "93.184.216.34"]]}
 
-    assert ["93.184.216.34", "2606:2800:220:1::1"] == make_session("*.example.org:443").admit(API)
+    assert ["93.184.216.34", "2606:2800:220:1::1"] == make_session("*.example.org:443").admit(API)[0]
     assert [API.host] == names.asked
 
 
@@ -50,7 +50,7 @@ def test_one_address_that_is_not_out_in_the_world_refuses_the_name(answer, why, 
 def test_an_address_that_is_granted_itself_may_be_a_names(make_session, names):
     names.answers = {API.host: [["10.1.2.3"]]}
 
-    assert ["10.1.2.3"] == make_session("api.example.org:443", "10.1.2.3:443").admit(API)
+    assert ["10.1.2.3"] == make_session("api.example.org:443", "10.1.2.3:443").admit(API)[0]
     with pytest.raises(Refused):
         make_session("api.example.org:443", "10.1.2.3:80").admit(API)
 
@@ -58,9 +58,9 @@ def test_an_address_that_is_granted_itself_may_be_a_names(make_session, names):
 def test_a_literal_is_let_through_only_as_it_was_granted(make_session, names):
     session = make_session("127.0.0.1:80", "localhost:81", "[::1]:80")
 
-    assert ["127.0.0.1"] == session.admit(Target("127.0.0.1", 80))
-    assert ["::1"] == session.admit(Target("::1", 80))
-    assert ["127.0.0.1", "::1"] == session.admit(Target("localhost", 81))
+    assert ["127.0.0.1"] == session.admit(Target("127.0.0.1", 80))[0]
+    assert ["::1"] == session.admit(Target("::1", 80))[0]
+    assert ["127.0.0.1", "::1"] == session.admit(Target("localhost", 81))[0]
     for other in (Target("127.0.0.1", 81), Target("localhost", 80), Target("::ffff:127.0.0.1", 80)):
         with pytest.raises(Refused):
             session.admit(other)
@@ -71,9 +71,10 @@ def test_a_name_that_answers_otherwise_the_second_time_is_checked_again(make_ses
     names.answers = {API.host: [["93.184.216.34"], ["127.0.0.1"]]}
     session = make_session("api.example.org:443")
 
-    assert ["93.184.216.34"] == session.admit(API)
+    assert ["93.184.216.34"] == session.admit(API)[0]
     with pytest.raises(Refused):
         session.admit(API)
+    assert [Contact(API.host, 443, "allowed", times=1)] == list(session.contacts())
 
 
 def test_what_was_tried_is_counted(make_session):
@@ -105,6 +106,35 @@ def test_more_different_things_than_are_told_apart_are_refused_and_counted(make_
         session.contacts()[-1].verdict,
         session.contacts()[-1].times,
     )
+
+
+def test_a_name_is_noted_before_it_is_asked_for(make_session, names):
+    seen = []
+    session = make_session("*.example.org:443")
+    names.resolve = lambda *_: seen.extend(session.contacts()) or ["93.184.216.34"]
+    object.__setattr__(session.world, "resolve", names.resolve)
+    session.admit(API)
+
+    assert [Contact(API.host, 443, "allowed", times=1)] == seen
+
+
+def test_when_too_many_things_were_tried_no_name_is_asked_for(make_session, names):
+    """Else whoever answers for a domain could be told things name by name, unseen."""
+    session = make_session("*.example.org:443")
+    for port in range(1, CONTACTS_MAX + 1):
+        session.note(Contact("a", port, "allowed"))
+    with pytest.raises(Overdrawn):
+        session.admit(API)
+
+    assert [] == names.asked
+
+
+def test_what_is_said_of_a_contact_is_short(make_session):
+    """So that a flood of it does not become more than a worker takes."""
+    session = make_session()
+    session.note(Contact("", 0, "refused", "x" * 100_000))
+
+    assert 200 == len(session.contacts()[0].why)
 
 
 def test_no_more_bytes_are_moved_than_an_operation_may(make_session):
