@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
@@ -39,14 +40,15 @@ share the processors and the zygote with that: it waits so long, or until the op
 class Supervisor:
     """Runs one operation after the other, each in a child of its own. Not thread-safe; lives as long as its worker.
 
-    ``project`` is the absolute path that operations see as their working directory, ``gate`` the way out of those with
-    a net grant; without one there are none.
+    ``project`` is the absolute path that operations see as their working directory, ``gate`` makes the way out of
+    those with a net grant when the first one comes; without it there are none.
     """
 
-    def __init__(self, project: str, *, slot: int = 0, gate: Gate | None = None) -> None:
+    def __init__(self, project: str, *, slot: int = 0, gate: Callable[[], Gate] | None = None) -> None:
         self.project = os.path.realpath(project)
         self.slot = slot
-        self._gate = gate
+        self._make_gate = gate
+        self._gate: Gate | None = None
         self._masker = Masker()
         self._plain: dict[tuple[object, ...], steps.Blueprint] = {}
         self._who: steps.Identity | None = None
@@ -77,7 +79,7 @@ class Supervisor:
                 f"{limit_text(job, 'memory')}: a sandbox takes {least}",
                 f"--limit memory={MEMORY_LEAST // MiB}M",
             )
-        if job.policy.net and self._gate is None:
+        if job.policy.net and self._make_gate is None:
             raise SandboxUnavailable("there is no proxy that net grants could go through", "", "egress proxy")
         started = time.monotonic()
         terminal = relay.terminal if relay is not None else -1
@@ -278,10 +280,13 @@ class Supervisor:
 
     def _open_gate(self, child: Child, job: Job) -> None:
         """Let what comes to the child's listener out, before it is told what to run."""
-        if self._gate is not None and job.policy.net:
-            self._gate.open(child.listener, job.policy.net)
-            os.close(child.listener)
-            child.listener = -1
+        if self._make_gate is None or not job.policy.net:
+            return
+        if self._gate is None:
+            self._gate = self._make_gate()
+        self._gate.open(child.listener, job.policy.net)
+        os.close(child.listener)
+        child.listener = -1
 
     def _shut_gate(self, job: Job) -> tuple[Contact, ...]:
         return self._gate.shut() if self._gate is not None and job.policy.net else ()

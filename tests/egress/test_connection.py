@@ -1,5 +1,8 @@
 """One connection at a time, over real sockets: what is passed on, and what an attacker gets for his trouble."""
 
+# What is faked, patched and misused here on purpose is the subject.
+# mypy: disable-error-code="arg-type"
+
 from __future__ import annotations
 
 import queue
@@ -270,6 +273,48 @@ def test_a_request_without_an_end_is_answered(sent, status, make_session, talk):
 
     assert everything(client)[9:12] == status
     assert bool(sent) == bool(settled(session))
+
+
+def test_a_host_that_takes_no_more_may_still_answer(make_session, talk, host):
+    """A request larger than what fits into the sockets between, of which the host reads the head."""
+    heard = threading.Event()
+
+    def serve(made):
+        read_head(made)
+        heard.wait(PATIENCE_S)
+        made.sendall(OK)
+
+    port = host(serve)
+    session = make_session(f"127.0.0.1:{port}")
+    client = talk(session)
+    client.sendall(get(port, b"Content-Length: 100000000\r\n"))
+    client.settimeout(0.2)
+    with suppress(TimeoutError):
+        while True:
+            client.send(bytes(1 << 20))
+    client.settimeout(PATIENCE_S)
+    heard.set()
+
+    with suppress(ConnectionResetError):
+        assert b"HTTP/1.1 " in everything(client)
+    assert "allowed" == settled(session)[0].verdict
+
+
+def test_what_a_sink_does_not_take_is_kept_or_dropped(make_session):
+    class Sink:
+        def __init__(self, error):
+            self.error = error
+
+        def send(self, _data):
+            raise self.error
+
+    for error, left in ((BlockingIOError(), b"x"), (BrokenPipeError(), b"")):
+        way = connection.Way(None, Sink(error), connection._Everything(), lambda _: None)
+        way.put(b"x")
+        way.write()
+
+        assert left == way.buffer
+        assert (not left) == way.ended == way.over
 
 
 def test_a_request_that_never_comes_is_given_up(make_session, talk):

@@ -109,10 +109,14 @@ def test_more_different_things_than_are_told_apart_are_refused_and_counted(make_
 
 
 def test_a_name_is_noted_before_it_is_asked_for(make_session, names):
-    seen = []
+    seen: list[Contact] = []
+
+    def resolve(_host, _port):
+        seen.extend(session.contacts())
+        return ["93.184.216.34"]
+
+    names.resolve = resolve
     session = make_session("*.example.org:443")
-    names.resolve = lambda *_: seen.extend(session.contacts()) or ["93.184.216.34"]
-    object.__setattr__(session.world, "resolve", names.resolve)
     session.admit(API)
 
     assert [Contact(API.host, 443, "allowed", times=1)] == seen

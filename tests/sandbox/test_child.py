@@ -122,7 +122,7 @@ def test_a_refused_step_is_reported_and_nothing_after_it_is_tried(kind, refuse, 
 @pytest.mark.parametrize("kind", REFUSALS)
 def test_a_refused_step_means_that_no_sandbox_can_be_had(kind, refuse, forked_zygotes, supervisor):
     refuse(kind)
-    supervisor._gate = NoGate()
+    supervisor._make_gate = NoGate
     job = Job(
         "python",
         code="def run():\n    return 1\n",

@@ -40,8 +40,9 @@ class Gate:
 
 @pytest.fixture
 def gate(supervisor):
-    supervisor._gate = Gate()
-    return supervisor._gate
+    made = Gate()
+    supervisor._make_gate = lambda: made
+    return made
 
 
 def test_nothing_is_told_without_a_host():
