@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Final, Protocol
 
 from sage_sandbox.egress.messages import END_OF_HEAD, HEAD_MAX, Answer, BadRequest, Body, Request, parse_request, reply
-from sage_sandbox.egress.session import Overdrawn, Refused, Session, Tally
+from sage_sandbox.egress.session import NotReached, Overdrawn, Refused, Session, Tally
 from sage_sandbox.hosts import Target
 from sage_sandbox.outcome import Contact
 
@@ -34,6 +34,10 @@ class _Filter(Protocol):
         """What of it is passed on."""
         ...
 
+    def end(self) -> None:
+        """Nothing more comes; BadRequest if that is too early."""
+        ...
+
 
 class _Everything:
     """A tunnel: what comes is passed on."""
@@ -42,6 +46,9 @@ class _Everything:
 
     def feed(self, data: bytes) -> bytes:
         return data
+
+    def end(self) -> None:
+        pass
 
 
 class Way:
@@ -75,11 +82,15 @@ class Way:
             data = self.source.recv(_CHUNK)
         except BlockingIOError:
             return
+        except OSError:
+            data = b""
         if data:
             self.put(data)
-        else:
-            self.ended = True
-            if isinstance(self._through, _Everything) and not self.buffer:
+            return
+        self.ended = True
+        self._through.end()
+        if isinstance(self._through, _Everything):
+            with suppress(OSError):
                 self.sink.shutdown(socket.SHUT_WR)
 
     def write(self) -> None:
@@ -141,26 +152,16 @@ def _serve(client: socket.socket, session: Session, idle_s: float, head_s: float
     try:
         _go(client, request, rest, session, idle_s)
     except Refused as error:
-        session.note(Contact(target.host, target.port, "refused", error.why, error.allow))
         _hang_up(client, _forbidden(target, error))
     except Overdrawn as error:
         _hang_up(client, _forbidden(target, Refused(str(error))))
-    except _NotReached as error:
-        session.note(Contact(target.host, target.port, "failed", error.why))
+    except NotReached as error:
         _hang_up(client, reply(502, f"Bad Gateway: {target}: {error.why}", f"{target} cannot be reached: {error.why}"))
 
 
 def _go(client: socket.socket, request: Request, rest: bytes, session: Session, idle_s: float) -> None:
-    target = request.target
-    try:
-        addresses, tally = session.admit(target)
-    except OSError as error:
-        raise _NotReached(f"no address of it is found: {error.strerror}") from error
-    try:
-        upstream = _reach(addresses, target.port, session)
-    except _NotReached:
-        session.take_back(tally)
-        raise
+    addresses, tally = session.admit(request.target)
+    upstream = _reach(addresses, request.target.port, session, tally)
     try:
         _pass(client, upstream, request, rest, session, tally, idle_s)
     finally:
@@ -195,32 +196,27 @@ def _read_head(client: socket.socket, head_s: float) -> tuple[bytes, bytes]:
     return head, rest
 
 
-class _NotReached(Exception):
-    """A granted host has no address, or answers at none: why."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
-
-
-def _reach(addresses: Sequence[str], port: int, session: Session) -> socket.socket:
+def _reach(addresses: Sequence[str], port: int, session: Session, tally: Tally) -> socket.socket:
     """A connection to the first checked address that takes one."""
     why = "it has no address"
     deadline = time.monotonic() + 3 * CONNECT_S
     for address in addresses:
-        made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
-        if not session.keep(made):
-            made.close()
-            raise _NotReached("too many connections at once")
         try:
+            made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+            if not session.keep(made):
+                made.close()
+                raise session.not_reached(tally, "too many connections at once")
             made.settimeout(max(0.001, min(CONNECT_S, deadline - time.monotonic())))
-            made.connect((address, port))
+            try:
+                made.connect((address, port))
+            except OSError:
+                session.let_go(made)
+                raise
         except OSError as error:
             why = f"{address}: {error.strerror or 'no answer in time'}"
-            session.let_go(made)
         else:
             return made
-    raise _NotReached(why)
+    raise session.not_reached(tally, why)
 
 
 def _pass(client: socket.socket, upstream: socket.socket, request: Request, rest: bytes, session: Session,
@@ -246,7 +242,6 @@ def _pass(client: socket.socket, upstream: socket.socket, request: Request, rest
         # A host may answer before it has read all of a request, and hang up: the answer is what counts.
         pump((there, back), (there, back) if request.is_tunnel else (back,), idle_s)
         if not request.is_tunnel:
-            answer.end()
             _hang_up(client, b"")
     except BadRequest as error:
         session.note(Contact(request.target.host, request.target.port, "failed", error.text))

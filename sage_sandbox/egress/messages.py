@@ -184,6 +184,11 @@ class Body:
             passed.append(part)
         return b"".join(passed)
 
+    def end(self) -> None:
+        """The operation has hung up; BadRequest unless the body is complete."""
+        if not self.complete:
+            raise BadRequest(400, "the body has no end")
+
     def _next(self) -> bytes:
         """The next piece that is understood, or nothing until more has come."""
         if self._left:

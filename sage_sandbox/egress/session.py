@@ -36,6 +36,14 @@ class Refused(Exception):
         self.allow = allow
 
 
+class NotReached(Exception):
+    """A granted host has no address, or answers at none: why."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
 class Overdrawn(Exception):
     """The operation has moved as many bytes as it may."""
 
@@ -76,17 +84,27 @@ class Session:
     def admit(self, target: Target) -> tuple[list[str], Tally]:
         """The checked addresses of a granted host, to be connected to as they are, and where to count what is moved.
 
-        Refused, OSError where it has no address, Overdrawn.
+        Refused, NotReached, Overdrawn; each is noted.
         """
+        contact = Contact(target.host, target.port, "allowed")
         if not any(granted.covers(target) for granted in self.granted):
-            raise Refused("not granted", f"net:{target}")
+            refused = Refused("not granted", f"net:{target}")
+            self.note(replace(contact, verdict="refused", why=refused.why, allow=refused.allow))
+            raise refused
         # To ask for a name is to tell somebody about it: that it is asked for is noted first.
-        tally = self.note(Contact(target.host, target.port, "allowed"))
+        tally = self.note(contact)
         try:
             return self._addresses(target), tally
-        except (Refused, OSError):
-            self.take_back(tally)
+        except Refused as error:
+            self.correct(tally, replace(contact, verdict="refused", why=error.why, allow=error.allow))
             raise
+        except OSError as error:
+            raise self.not_reached(tally, f"no address of it is found: {error.strerror}") from error
+
+    def not_reached(self, tally: Tally, why: str) -> NotReached:
+        """What was let through did not get there; the error to raise."""
+        self.correct(tally, replace(tally.contact, verdict="failed", why=why))
+        return NotReached(why)
 
     def _addresses(self, target: Target) -> list[str]:
         """The name is resolved once. One address that is not out in the world refuses it, whichever comes first."""
@@ -114,22 +132,27 @@ class Session:
 
     def note(self, contact: Contact) -> Tally:
         """Count one try, before it is made. Overdrawn if it is a new thing and there were too many."""
-        contact = replace(contact, why=contact.why[:WHY_MAX])
         with self._lock:
-            known = contact in self._tallies or len(self._tallies) < CONTACTS_MAX
-            noted = contact if known else _TOO_MANY
-            tally = self._tallies.setdefault(noted, Tally(noted))
-            tally.times += 1
-        if not known:
+            tally = self._count(contact)
+        if tally.contact is _TOO_MANY:
             raise Overdrawn(_TOO_MANY.why)
         return tally
 
-    def take_back(self, tally: Tally) -> None:
-        """It did not come to it: something else is noted in its place."""
+    def correct(self, tally: Tally, contact: Contact) -> None:
+        """It came to something else: that is noted in its place, so that nobody else takes the place."""
         with self._lock:
             tally.times -= 1
             if not tally.times:
                 del self._tallies[tally.contact]
+            self._count(contact)
+
+    def _count(self, contact: Contact) -> Tally:
+        contact = replace(contact, why=contact.why[:WHY_MAX])
+        if contact not in self._tallies and len(self._tallies) >= CONTACTS_MAX:
+            contact = _TOO_MANY
+        tally = self._tallies.setdefault(contact, Tally(contact))
+        tally.times += 1
+        return tally
 
     def move(self, tally: Tally, *, sent: int = 0, received: int = 0) -> None:
         """Count bytes before they are passed on; Overdrawn if that is more than an operation may."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import queue
 import socket
+import struct
 import threading
 import time
 from contextlib import suppress
@@ -18,7 +19,7 @@ from egress.test_messages import SMUGGLED
 
 from sage_sandbox.egress import connection
 from sage_sandbox.egress.messages import HEAD_MAX
-from sage_sandbox.egress.session import CONTACTS_MAX
+from sage_sandbox.egress.session import CONTACTS_MAX, NotReached
 from sage_sandbox.outcome import Contact
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -187,9 +188,9 @@ def test_a_name_that_turns_to_this_machine_is_refused_the_second_time(make_sessi
     names.answers = {"rebind.example": [["93.184.216.34"], ["127.0.0.1"]]}
     reached = []
 
-    def reach(addresses, port, session):
+    def reach(addresses, port, session, tally):
         reached.append((*addresses, port))
-        raise connection._NotReached("not in a test")
+        raise session.not_reached(tally, "not in a test")
 
     monkeypatch.setattr(connection, "_reach", reach)
     session = make_session("rebind.example:80")
@@ -229,6 +230,50 @@ def test_the_next_address_is_tried(make_session, talk, host, monkeypatch):
     client.sendall(get(port, host="localhost"))
 
     assert everything(client).endswith(b"ok")
+
+
+def test_a_host_that_resets_is_said(make_session, talk, host):
+    def serve(made):
+        read_head(made)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    port = host(serve)
+    session = make_session(f"127.0.0.1:{port}")
+    client = talk(session)
+    client.sendall(get(port))
+
+    assert everything(client).startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
+
+
+def test_a_body_without_an_end_ends_the_connection(make_session, talk, host):
+    heard = queue.Queue[bytes]()
+    port = host(lambda made: heard.put(everything(made)))
+    session = make_session(f"127.0.0.1:{port}")
+    client = talk(session)
+    client.sendall(get(port, b"Content-Length: 5\r\n") + b"123")
+    client.shutdown(socket.SHUT_WR)
+
+    assert b"400 Bad Request" in everything(client)
+    assert heard.get(timeout=PATIENCE_S).endswith(b"\r\n\r\n123")
+    assert "the body has no end" == settled(session)[-1].why
+
+
+def test_an_address_of_a_family_that_is_not_there_is_passed_over(make_session, talk, host, monkeypatch):
+    port = host(lambda made: made.sendall(OK))
+    session = make_session(f"localhost:{port}")
+    tally = session.note(Contact("localhost", port, "allowed"))
+    plain_socket = socket.socket
+
+    def make(family, kind):
+        if family == socket.AF_INET6:
+            raise OSError(97, "Address family not supported by protocol")
+        return plain_socket(family, kind)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "socket", make)
+        made = connection._reach(["::1", "127.0.0.1"], port, session, tally)
+    assert "127.0.0.1" == made.getpeername()[0]
+    session.let_go(made)
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nX: y", b"SSH-2.0-OpenSSH\r\n\r\n"])
@@ -382,7 +427,8 @@ def test_a_session_that_is_shut_ends_its_connections(make_session, talk, host):
 
 def test_a_host_is_not_connected_to_by_a_session_that_is_over(make_session):
     session = make_session()
+    tally = session.note(Contact("h", 9, "allowed"))
     session.shut()
 
-    with pytest.raises(connection._NotReached, match="too many connections"):
-        connection._reach(["127.0.0.1"], 9, session)
+    with pytest.raises(NotReached, match="too many connections"):
+        connection._reach(["127.0.0.1"], 9, session, tally)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sage_sandbox.egress.session import CONNECTIONS_MAX, CONTACTS_MAX, Overdrawn, Refused, plain
+from sage_sandbox.egress.session import CONNECTIONS_MAX, CONTACTS_MAX, NotReached, Overdrawn, Refused, plain
 from sage_sandbox.hosts import Target
 from sage_sandbox.outcome import Contact
 
@@ -23,6 +23,7 @@ def test_a_host_that_is_not_granted_is_never_asked_for(make_session, names):
         with pytest.raises(Refused) as caught:
             session.admit(API)
 
+        assert (Contact(API.host, 443, "refused", "not granted", f"net:{API}", 1),) == session.contacts()
         assert ("not granted", "net:api.example.org:443") == (caught.value.why, caught.value.allow)
     assert [] == names.asked
 
@@ -74,7 +75,27 @@ def test_a_name_that_answers_otherwise_the_second_time_is_checked_again(make_ses
     assert ["93.184.216.34"] == session.admit(API)[0]
     with pytest.raises(Refused):
         session.admit(API)
-    assert [Contact(API.host, 443, "allowed", times=1)] == list(session.contacts())
+    assert (
+        Contact(API.host, 443, "allowed", times=1),
+        Contact(API.host, 443, "refused", "its address 127.0.0.1 is a loopback address", times=1),
+    ) == session.contacts()
+    names.answers.clear()
+    with pytest.raises(NotReached, match="no address of it is found: Name or service not known"):
+        session.admit(API)
+    assert "failed" == session.contacts()[-1].verdict
+
+
+def test_what_came_to_something_else_keeps_its_place(make_session):
+    session = make_session()
+    tallies = [session.note(Contact("a", port, "allowed")) for port in range(1, CONTACTS_MAX + 1)]
+    session.correct(tallies[0], Contact("a", 1, "failed", "no"))
+
+    assert CONTACTS_MAX == len(session.contacts())
+    assert Contact("a", 1, "failed", "no", times=1) == session.contacts()[-1]
+    session.note(Contact("a", 2, "allowed"))
+    session.correct(tallies[1], Contact("a", 2, "failed", "no"))
+    assert Contact("a", 2, "allowed", times=1) in session.contacts()
+    assert "" == session.contacts()[-1].host
 
 
 def test_what_was_tried_is_counted(make_session):
