@@ -65,7 +65,7 @@ class Server:
         """Until the worker is gone."""
         with suppress(OSError, EOFError):
             while True:
-                order, fds = receive(self._control)
+                order, fds = receive(self._control, 1)
                 if order["order"] == "open":
                     self._open([Target(*pair) for pair in order["granted"]], socket.socket(fileno=fds[0]))
                 else:
@@ -119,9 +119,12 @@ def send(sock: socket.socket, message: dict[str, Any], fds: tuple[int, ...] = ()
     sock.sendall(body)
 
 
-def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """One frame, and the descriptors that came with it; EOFError at the end of the stream, ValueError for no frame."""
-    start, fds, _flags, _address = socket.recv_fds(sock, LENGTH.size, 4)
+def receive(sock: socket.socket, descriptors: int = 0) -> tuple[dict[str, Any], list[int]]:
+    """One frame, and so many descriptors at most: the kernel closes others.
+
+    EOFError at the end of the stream, ValueError or TypeError for what is no frame.
+    """
+    start, fds, _flags, _address = socket.recv_fds(sock, LENGTH.size, descriptors)
     data = start + _exactly(sock, LENGTH.size - len(start))
     (length,) = LENGTH.unpack(data)
     if length > FRAME_MAX:

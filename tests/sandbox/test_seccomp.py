@@ -239,7 +239,7 @@ def test_what_only_speaks_to_the_network_has_no_program_no_process_and_no_local_
     refused = {name for name in numbers if name not in ("clone", "socket") and verdict(name) != ALLOW}
     assert refused == numbers.keys() & {
         "execve", "execveat", "fork", "vfork", "kill", "tkill", "listen", "pidfd_send_signal", "rt_sigqueueinfo",
-        "rt_tgsigqueueinfo", "socketpair",
+        "rt_tgsigqueueinfo", "socketpair", "tgkill",
     }  # fmt: skip
     thread = 0x3D0F00  # what pthread_create passes to clone(2)
     assert (ALLOW, EPERM) == (verdict("clone", thread), verdict("clone", signal.SIGCHLD))

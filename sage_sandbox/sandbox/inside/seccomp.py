@@ -7,7 +7,9 @@ obeys the strictest verdict (seccomp(2)), so the list is applied in two parts:
   inherited, because it costs more to install than to have.
 * `lock_program`: the list again for the calls in `_SETUP`, everything else allowed. The child's last step.
 
-After both, every call has exactly the verdict of `_verdicts`. A call that is allowed whatever its arguments are is
+`network_program` goes between them in the egress proxy, which is no child: it takes more away.
+
+After the two, every call has exactly the verdict of `_verdicts`. A call that is allowed whatever its arguments are is
 decided without reading them, so that the kernel remembers it (the bitmap of Linux 5.11) and runs no program for it.
 
 Verdicts: allowed · EPERM: known and refused · ENOSYS: unknown to our table, and clone3 and openat2, whose arguments lie
@@ -223,7 +225,8 @@ _SETUP: Final = _names(
 """What only our own code in the zygote and in a child that is being set up may do: `lock_program` takes it away."""
 
 _NOT_OF_THE_NETWORK: Final = _names(
-    "execve execveat fork vfork kill listen pidfd_send_signal rt_sigqueueinfo rt_tgsigqueueinfo socketpair tkill"
+    "execve execveat fork vfork kill listen pidfd_send_signal rt_sigqueueinfo rt_tgsigqueueinfo socketpair",
+    "tgkill tkill",
 )
 
 # clone(2), linux/sched.h: an unsigned long of which the kernel uses the lower half. The bit of CLONE_NEWTIME belongs to
