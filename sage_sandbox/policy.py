@@ -61,6 +61,8 @@ ARTIFACTS_MAX: Final = 256 * MiB
 ARTIFACT_FILES_MAX: Final = 1_000
 ARTIFACT_DEPTH_MAX: Final = 16
 RETRIES_MAX: Final = 10
+CALLS_MAX: Final = 10_000
+"""How often one operation may call tools, what it was not granted included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +147,34 @@ def parse_grant(text: str) -> Grant:
                 raise UsageError(f"--allow {kind} needs a value", f"write --allow {kind}:VALUE")
             if "\0" in value:
                 raise UsageError(f"--allow {kind}: a NUL byte is in the value")
+            if kind == "tool" and not is_tool_grant(value):
+                raise UsageError("--allow tool takes SERVER/TOOL or SERVER/*", "such as tool:sage-research/*")
             return Grant(kind, value, forced)
     raise UsageError(f"--allow does not know {word!r}", "one of " + ", ".join(GRANT_KINDS))
+
+
+_TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}/[A-Za-z0-9_./-]{1,128}")
+_TOOL_GRANT = re.compile(r"[A-Za-z0-9_.-]{1,64}/(?:\*|[A-Za-z0-9_.-]{1,128})")
+
+
+def is_tool_name(text: str) -> bool:
+    """Whether this can be the name of a tool: ``server/tool``, with nothing in it that a path could climb by."""
+    return _TOOL_NAME.fullmatch(text) is not None and not {"", ".", ".."} & {*text.split("/")}
+
+
+def is_tool_grant(text: str) -> bool:
+    """Whether this can be granted: ``server/tool``, or ``server/*`` for all tools of one server."""
+    return _TOOL_GRANT.fullmatch(text) is not None and not {".", ".."} & {*text.split("/")}
+
+
+def grants_tool(granted: Sequence[str], tool: str) -> bool:
+    """Whether one of these grants allows calling ``tool``, or all that is asked by ``server/*``."""
+    return tool in granted or every_tool(tool) in granted
+
+
+def every_tool(tool: str) -> str:
+    """The grant for all tools of this one's server."""
+    return tool.split("/", maxsplit=1)[0] + "/*"
 
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgG]?)(?:i?[bB])?")

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from sage_sandbox.grants.places import is_beneath
-from sage_sandbox.policy import Grant, GrantKind, is_git_config, is_hidden
+from sage_sandbox.policy import Grant, GrantKind, every_tool, grants_tool, is_git_config, is_hidden
 
 COVERING: Final[Mapping[GrantKind, tuple[GrantKind, ...]]] = {
     "read": ("read", "write", "write-through"),
@@ -20,6 +20,8 @@ COVERING: Final[Mapping[GrantKind, tuple[GrantKind, ...]]] = {
 
 def covers(grant: Grant, ask: Grant) -> bool:
     """Whether the grant allows all that is asked; paths of both are real and absolute."""
+    if ask.kind == grant.kind == "tool":
+        return grants_tool((grant.value,), ask.value)
     if ask.kind not in COVERING:
         return (grant.kind, grant.value) == (ask.kind, ask.value)
     if grant.kind not in COVERING[ask.kind] or not is_beneath(ask.value, grant.value):
@@ -30,6 +32,8 @@ def covers(grant: Grant, ask: Grant) -> bool:
 def covering(ask: Grant, held: AbstractSet[Grant]) -> Iterator[Grant]:
     """Those of the held (plain) grants that cover the ask, found by its ancestors and not one by one."""
     folders = [ask.value]
+    if ask.kind == "tool":
+        folders.append(every_tool(ask.value))
     if ask.kind in COVERING:
         folders += [str(folder) for folder in PurePosixPath(ask.value).parents]
     for folder in folders:

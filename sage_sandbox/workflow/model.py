@@ -10,11 +10,12 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from sage_sandbox.policy import RETRIES_MAX, parse_duration, parse_size
+from sage_sandbox.policy import RETRIES_MAX, is_tool_grant, parse_duration, parse_size
 
 ID_PATTERN: Final = r"^[a-z0-9-]{1,64}$"
 PARAMETER_PATTERN: Final = r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$"
 ENV_PATTERN: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
+TOOL_PATTERN: Final = r"^[A-Za-z0-9_.-]{1,64}/(\*|[A-Za-z0-9_.-]{1,128})$"
 PACKAGE_PATTERN: Final = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$"
 SCHEMA_ID: Final = "urn:sage-sandbox:template"
 UNAVAILABLE_TYPES: Final = ("mcp", "llm")
@@ -62,6 +63,12 @@ def _argument(value: str) -> str:
     return value
 
 
+def _tool(value: str) -> str:
+    if not is_tool_grant(value):
+        raise _wrong("must be server/tool, or server/* for all tools of a server")
+    return value
+
+
 _NUMBER_OR_TEXT: Final = [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}]
 Duration = Annotated[
     float,
@@ -76,6 +83,7 @@ Size = Annotated[
 Plain = Annotated[str, AfterValidator(_plain)]
 Id = Annotated[str, Field(pattern=ID_PATTERN)]
 EnvName = Annotated[str, Field(pattern=ENV_PATTERN)]
+ToolName = Annotated[str, Field(pattern=TOOL_PATTERN), AfterValidator(_tool)]
 PackageName = Annotated[str, Field(pattern=PACKAGE_PATTERN)]
 # Tuples, since pydantic copies a mutable default for each operation; not strict, since the readers make lists.
 LIST_MAX: Final = 10_000
@@ -95,7 +103,9 @@ class PolicyModel(_Model):
     write_through: Names = Field(default=(), description="files and folders to write directly")
     net: Names = Field(default=(), description="host:port to connect to; not available in this version")
     loopback: bool = Field(default=False, description="a loopback interface of its own")
-    tool: Names = Field(default=(), description="server/tool to call; not available in this version")
+    tool: Annotated[tuple[ToolName, ...], _Listed] = Field(
+        default=(), description="server/tool or server/* to call; not available in this version"
+    )
     env: Annotated[tuple[EnvName, ...], _Listed] = Field(default=(), description="environment variables to see")
 
 

@@ -27,6 +27,9 @@ GRANTS = st.builds(Grant, KINDS, PATHS)
         ("read:/p/.sage", "read:/p/.sage/templates"),
         ("env:CI", "env:CI"),
         ("loopback:", "loopback:"),
+        ("tool:s/t", "tool:s/t"),
+        ("tool:s/*", "tool:s/t"),
+        ("tool:s/*", "tool:s/*"),
     ],
 )
 def test_a_grant_covers_what_it_holds(grant: str, ask: str) -> None:
@@ -44,10 +47,21 @@ def test_a_grant_covers_what_it_holds(grant: str, ask: str) -> None:
         ("env:CI", "env:C"),
         ("env:CI", "loopback:"),
         ("loopback:", "read:/"),
+        ("tool:s/t", "tool:s/*"),
+        ("tool:s/t", "tool:s/u"),
+        ("tool:s/*", "tool:ss/t"),
+        ("env:s/*", "tool:s/t"),
     ],
 )
 def test_a_grant_does_not_cover_more(grant: str, ask: str) -> None:
     assert not covers(_grant(grant), _grant(ask))
+
+
+def test_a_server_covers_its_tools_among_others() -> None:
+    held = {Grant("tool", "s/*"), Grant("tool", "u/t"), Grant("read", "/s")}
+
+    assert [Grant("tool", "s/*")] == list(covering(Grant("tool", "s/t"), held))
+    assert [] == list(covering(Grant("tool", "u/*"), held))
 
 
 @pytest.mark.parametrize(
