@@ -42,7 +42,7 @@ class Outcome:
 
     ``result`` is JSON text (UTF-8), already checked for size, depth and node count, still untrusted. ``stdout`` and
     ``stderr`` are the last 64 KiB of each, raw. Durations are seconds, sizes bytes. ``scrubbed`` counts the secrets
-    that were replaced in all of this by ``[secret:NAME]``.
+    that were replaced in all of this by ``[secret:NAME]``, ``calls`` the tool calls that were carried out.
     """
 
     status: Literal["fulfilled", "rejected"]
@@ -63,6 +63,7 @@ class Outcome:
     written: tuple[str, ...] = ()
     attempts: tuple[Attempt, ...] = ()
     scrubbed: int = 0
+    calls: int = 0
 
     @property
     def ok(self) -> bool:

@@ -12,7 +12,7 @@ from functools import cache
 
 from sage_sandbox.errors import NotGranted, SandboxUnavailable
 from sage_sandbox.policy import Limits, Policy
-from sage_sandbox.sandbox.inside import seccomp, syscalls, wire
+from sage_sandbox.sandbox.inside import seccomp, syscalls, tools, wire
 from sage_sandbox.sandbox.masks import Masker
 from sage_sandbox.sandbox.packages import FOLDER as PACKAGES
 from sage_sandbox.sandbox.packages import Bind
@@ -31,6 +31,8 @@ UID_BASE = 0x7000_0000
 
 PIDS_WITHOUT_CGROUP = 32
 _INODE_BYTES = 4096
+_PYTHON = f"{wire.PROGRAMS}/.python"
+"""A link to the interpreter: the first line of a program cannot name every path (execve(2))."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +85,10 @@ def foundation(
     device_links = [(f"/dev/{name}", f"/proc/self/fd/{n}") for n, name in enumerate(("stdin", "stdout", "stderr"))]
     return wire.Foundation(
         binds=(*binds, *etc_binds, *packages),
-        files=_own_etc(who),
+        files=(*_own_etc(who), (f"{wire.PROGRAMS}/sage-tool", _tool_program())),
         links=(
             *links, *etc_links, *device_links, ("/dev/fd", "/proc/self/fd"), (wire.SHARED_MEMORY, wire.BOX + wire.TMP),
-            (wire.TMP, wire.BOX + wire.TMP),
+            (wire.TMP, wire.BOX + wire.TMP), (_PYTHON, os.path.realpath(sys.executable)),
         ),
         folders=() if _beneath(project, wire.TMP) else (project,),
         devices=DEVICES,
@@ -140,6 +142,12 @@ def _own_etc(who: Identity) -> tuple[tuple[str, bytes], ...]:
         ("/etc/hostname", b"sandbox\n"),
         ("/etc/nsswitch.conf", b"passwd: files\ngroup: files\nhosts: files\n"),
     )
+
+
+def _tool_program() -> bytes:
+    """`sage-tool`: a module of ours as a program of its own."""
+    with open(tools.__file__, "rb") as file:
+        return f"#!{_PYTHON} -IS\n".encode() + file.read()
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +232,7 @@ def _own_root(base: wire.Foundation) -> wire.OwnRoot:
     tops = {path for _source, path, folder in base.binds if folder and not _beneath(path, "/etc")}
     links = tuple((path, target) for path, target in base.links if path.count("/") == 1 and path != wire.TMP)
     packages = {PACKAGES} if base.packages else set()
-    tops = {path for path in tops if not _beneath(path, PACKAGES)} | packages | {"/etc", "/dev"}
+    tops = {path for path in tops if not _beneath(path, PACKAGES)} | packages | {"/etc", "/dev", wire.PROGRAMS}
     return wire.OwnRoot(tuple(sorted(tops)), links)
 
 

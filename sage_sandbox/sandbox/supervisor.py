@@ -15,6 +15,8 @@ from sage_sandbox.errors import NotGranted, SandboxUnavailable, UsageError
 from sage_sandbox.outcome import Outcome, rejected
 from sage_sandbox.policy import RESULT_MAX, Limits, MiB, format_size
 from sage_sandbox.sandbox import cgroup, collect, packages, steps
+from sage_sandbox.sandbox.calling import Desk, ToolCalls
+from sage_sandbox.sandbox.calls import CallHandler, Lister
 from sage_sandbox.sandbox.inside import wire
 from sage_sandbox.sandbox.job import Job
 from sage_sandbox.sandbox.masks import Masker
@@ -38,12 +40,21 @@ share the processors and the zygote with that: it waits so long, or until the op
 class Supervisor:
     """Runs one operation after the other, each in a child of its own. Not thread-safe; lives as long as its worker.
 
-    ``project`` is the absolute path that operations see as their working directory.
+    ``project`` is the absolute path that operations see as their working directory. ``handle_call`` carries out the
+    tool calls that their policies grant, in threads of this process; ``list_tools`` names the tools there are.
     """
 
-    def __init__(self, project: str, *, slot: int = 0) -> None:
+    def __init__(
+        self,
+        project: str,
+        *,
+        slot: int = 0,
+        handle_call: CallHandler | None = None,
+        list_tools: Lister | None = None,
+    ) -> None:
         self.project = os.path.realpath(project)
         self.slot = slot
+        self._desk = Desk(handle_call, list_tools)
         self._masker = Masker()
         self._plain: dict[tuple[object, ...], steps.Blueprint] = {}
         self._who: steps.Identity | None = None
@@ -89,7 +100,8 @@ class Supervisor:
             )
         if stdin is None:
             stdin = job.params if job.type == "command" else b""
-        return self._serve(child, job, Watch(child, job, started, cancel_fd, stdin, relay), terminal)
+        calls = ToolCalls(job.policy, self._desk, expected=job.type == "command" or bool(job.policy.tool))
+        return self._serve(child, job, Watch(child, job, started, cancel_fd, stdin, relay, calls), terminal)
 
     def close(self) -> None:
         """End the zygote and everything beneath it; remove the cgroups."""
@@ -254,6 +266,8 @@ class Supervisor:
         except (ChildGone, BrokenProtocol, BrokenPipeError, ConnectionResetError):
             self._drop_zygote()
             return rejected("worker lost", "the sandbox's zygote died under the operation")
+        finally:
+            watch.calls.close()
         try:
             outcome = judge(watch.ending())
             return self._collect(child, job, outcome) if child.work_fd >= 0 else outcome
@@ -290,4 +304,6 @@ class Supervisor:
 def _request(job: Job, terminal: bool) -> wire.PythonRequest | wire.CommandRequest:
     if job.type == "command":
         return wire.CommandRequest(job.argv, job.env, terminal)
-    return wire.PythonRequest(job.code, job.file, job.files, job.params, job.inputs, job.env, RESULT_MAX)
+    return wire.PythonRequest(
+        job.code, job.file, job.files, job.params, job.inputs, job.env, RESULT_MAX, bool(job.policy.tool)
+    )

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from sage_sandbox.outcome import Capabilities, Outcome, Reason, Violation
-from sage_sandbox.policy import RESULT_MAX, STREAM_MAX, KiB, Limits, MiB, format_duration, format_size
+from sage_sandbox.policy import CALLS_MAX, RESULT_MAX, STREAM_MAX, KiB, Limits, MiB, format_duration, format_size
 from sage_sandbox.sandbox import explain
 from sage_sandbox.sandbox.inside import wire
 from sage_sandbox.sandbox.job import Job
 from sage_sandbox.sandbox.untrusted import UntrustedData, check_json
 
-Stopped = Literal["timeout", "cancelled", "memory", "cpu", "output", "protocol"]
+Stopped = Literal["timeout", "cancelled", "memory", "cpu", "output", "protocol", "calls", "garbled"]
 """Why the supervisor killed the operation."""
 
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -31,7 +31,8 @@ class Ending:
     """Everything seen of one operation once it is dead: times in seconds, sizes in bytes.
 
     ``frame`` is the last thing it sent, ``status`` the wait status of its first process, ``work_full`` whether its work
-    folder had no room left, ``oom_kills`` and ``pids_refused`` what its cgroup counted.
+    folder had no room left, ``oom_kills`` and ``pids_refused`` what its cgroup counted. ``calls`` is how many tool
+    calls were carried out, ``denied`` what the operation was told of others, and the violation that each is.
     """
 
     job: Job
@@ -48,6 +49,8 @@ class Ending:
     oom_kills: int = 0
     pids_refused: int = 0
     work_full: bool = False
+    calls: int = 0
+    denied: tuple[tuple[str, Violation], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +80,20 @@ def judge(ending: Ending) -> Outcome:
         max_rss=ending.max_rss,
         level="full",
         capabilities=ending.capabilities,
-        violations=(found.violation,) if found.violation else (),
+        violations=_violations(ending, found.violation),
+        calls=ending.calls,
     )
+
+
+def _violations(ending: Ending, found: Violation | None) -> tuple[Violation, ...]:
+    """What it failed by, and every tool it was not granted, each once."""
+    denied = (violation for _text, violation in ending.denied)
+    return tuple(dict.fromkeys((*((found,) if found else ()), *denied)))
+
+
+def _denied_call(ending: Ending, text: str) -> Violation | None:
+    """The refused tool call behind what an operation says it failed by."""
+    return next((violation for told, violation in ending.denied if told in text), None)
 
 
 def limit_text(job: Job, what: str) -> str:
@@ -91,6 +106,7 @@ def limit_text(job: Job, what: str) -> str:
         "disk": format_size(limits.disk),
         "output": format_size(STREAM_MAX),
         "result": format_size(RESULT_MAX),
+        "calls": f"{CALLS_MAX:,}",
     }[what]
     return f"{what} limit {amount} exceeded"
 
@@ -124,6 +140,8 @@ def _stopped(ending: Ending) -> _Judgement | None:
             return _Judgement("cancelled", "cancelled")
         case "protocol":
             return _Judgement("error", "the operation wrote to its result channel what is no result")
+        case "garbled":
+            return _Judgement("error", "the operation wrote to its tool channel what is no call")
         case what:
             return _limit(ending, what)
 
@@ -196,7 +214,7 @@ def _raised(ending: Ending, error: Any) -> _Judgement:
         return _not_spawned(ending, error)
     where = f" ({ending.job.file}, line {line})" if isinstance(line, int) else ""
     text = f"{kind}: {message}{where}" if message else f"{kind}{where}"
-    violation = explain.explain_error(ending.job, error)
+    violation = _denied_call(ending, message) or explain.explain_error(ending.job, error)
     return _Judgement("denied" if violation else "error", text, violation=violation, hint=_package_hint(error))
 
 
@@ -250,7 +268,7 @@ def _failed(ending: Ending, text: str, exit_code: int | None = None) -> _Judgeme
         return _limit(ending, "disk")
     if ending.capabilities.memory == "sampled" and any(words in stderr for words in _OUT_OF_MEMORY):
         return _limit(ending, "memory")
-    violation = explain.explain_text(ending.job, stderr)
+    violation = _denied_call(ending, stderr) or explain.explain_text(ending.job, stderr)
     last = next((line.strip() for line in reversed(stderr.splitlines()) if line.strip()), "")
     error = f"{text}: {last}" if last else text
     return _Judgement("denied" if violation else "error", error, exit_code=exit_code, violation=violation)

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import os
 import resource
 import socket
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,7 +22,7 @@ from sandbox.standin import whole
 from sage_sandbox.errors import NotGranted, SandboxUnavailable
 from sage_sandbox.policy import Limits, MiB, Policy
 from sage_sandbox.sandbox import steps
-from sage_sandbox.sandbox.inside import syscalls, wire
+from sage_sandbox.sandbox.inside import syscalls, tools, wire
 from sage_sandbox.sandbox.masks import Masker
 
 ORDER = (
@@ -330,7 +332,37 @@ def test_etc_is_ours_where_it_names_people_and_hosts(tmp_path):
 
     assert b"sage:x:1000:1000:" in files["/etc/passwd"]
     assert b"hosts: files\n" in files["/etc/nsswitch.conf"]
-    assert {"/etc/passwd", "/etc/group", "/etc/hosts", "/etc/hostname", "/etc/nsswitch.conf"} == set(files)
+    ours = {"/etc/passwd", "/etc/group", "/etc/hosts", "/etc/hostname", "/etc/nsswitch.conf"}
+    assert ours == {path for path in files if path.startswith("/etc/")}
+
+
+def test_the_program_that_calls_tools_is_there_and_runs_in_the_operations_interpreter(tmp_path):
+    foundation = steps.foundation(USER, str(tmp_path))
+    program = dict(foundation.files)["/sandbox/bin/sage-tool"]
+    first, rest = program.split(b"\n", 1)
+    interpreter = dict(foundation.links)[first.removeprefix(b"#!").split()[0].decode()]
+
+    assert os.path.realpath(sys.executable) == interpreter
+    assert Path(tools.__file__).read_bytes() == rest
+    assert {"_socket", "json", "struct", "sys", "typing", "__future__"} >= imported(rest)
+
+
+def imported(source):
+    """What a module imports; what it names for a type checker only is left out."""
+    nodes = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    return {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names} | {
+        node.module for node in nodes if isinstance(node, ast.ImportFrom)
+    }
+
+
+def test_the_program_is_there_in_a_root_with_grants_too(tmp_path):
+    foundation = steps.foundation(USER, str(tmp_path))
+
+    assert wire.PROGRAMS in steps._own_root(foundation).mounts
+
+
+def test_the_socket_for_calls_lies_in_the_work_folder():
+    assert os.path.dirname(tools.SOCKET) == wire.BOX
 
 
 def test_root_of_a_user_namespace_is_root_inside_too(tmp_path):

@@ -88,6 +88,8 @@ def _build_shared_root(foundation: wire.Foundation) -> None:
         _make_place(wire.ROOT + path, folder=False)
         with open(wire.ROOT + path, "wb") as file:
             file.write(content)
+        if content.startswith(b"#!"):
+            os.chmod(wire.ROOT + path, 0o755)  # noqa: S103 - a program, for everybody inside
     for source, path, folder in foundation.binds:
         _bind(wire.HOST, source, wire.ROOT + path, folder, READ_ONLY)
     for name in foundation.devices:

@@ -27,6 +27,8 @@ REFUSED = b"F"  # a step failed; body: JSON [step, errno, message]
 VALUE = b"V"  # python: what run() returned; body: JSON
 ERROR = b"E"  # python: what it raised; body: JSON object
 EXITED = b"X"  # command: how it ended; body: EXIT_STATUS
+TOOLS = b"T"  # before any code of the operation's; empty body; the socket that listens for its tool calls comes with it
+NOT_GRANTED = b"N"  # python, where no tool is granted: one that it called; body: the name
 
 ORDER = struct.Struct(">BII")
 """What a supervisor sends a zygote that stands: SPAWN, a serial and descriptors, or MAP, an owner's uid and gid."""
@@ -60,6 +62,8 @@ TMP = "/tmp"  # noqa: S108
 SHARED_MEMORY = "/dev/shm"  # noqa: S108
 BOX = "/sandbox/work"
 """Where ``box`` appears inside. Its parent is the zygote's: a Landlock rule there covers what is mounted below."""
+PROGRAMS = "/sandbox/bin"
+"""Programs of ours, which operations find on their PATH."""
 
 
 class Namespaces(NamedTuple):
@@ -217,7 +221,7 @@ class Foundation(NamedTuple):
 
 
 class PythonRequest(NamedTuple):
-    """Source text to run, and what it is called with (JSON text)."""
+    """Source text to run, and what it is called with (JSON text). ``tools``: some are granted."""
 
     code: str
     file: str
@@ -226,6 +230,7 @@ class PythonRequest(NamedTuple):
     inputs: bytes
     env: tuple[tuple[str, str], ...]
     result_max: int
+    tools: bool
 
 
 class CommandRequest(NamedTuple):
