@@ -166,6 +166,7 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
         "stdout": _text(outcome.stdout),
         "stderr": _text(outcome.stderr),
         "scrubbed": outcome.scrubbed,
+        "calls": outcome.calls,
         "attempts": [
             {"status": a.status, "reason": a.reason, "error": a.error, "durationMs": _ms(a.duration_s)}
             for a in outcome.attempts

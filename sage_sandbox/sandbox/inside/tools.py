@@ -154,7 +154,7 @@ def main(arguments: list[str]) -> int:
     """Make one call, print what it answers, return the exit code."""
     try:
         kind, body = _command_line(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         return _complain(str(error), USAGE, USAGE_TEXT)
     try:
         answer = _ask(kind, body)
@@ -186,9 +186,7 @@ def _command_line(arguments: list[str]) -> tuple[bytes, bytes]:
 def _given(words: list[str]) -> dict[str, Any]:
     given: dict[str, Any] = {}
     if words and words[0] != "--arg":
-        given = json.loads(sys.stdin.read() if words[0] == "-" else words[0])
-        if not isinstance(given, dict):
-            raise ValueError("the arguments are a JSON object")
+        given = _object(sys.stdin.read() if words[0] == "-" else words[0])
         words = words[1:]
     while words:
         option, *pair = words[:2]
@@ -198,6 +196,16 @@ def _given(words: list[str]) -> dict[str, Any]:
         given[name] = value
         words = words[2:]
     return given
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        given = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"the arguments are no JSON: {error}") from error
+    if isinstance(given, dict):
+        return given
+    raise ValueError("the arguments are no JSON object")
 
 
 def _complain(text: str, code: int, before: str = "") -> int:
