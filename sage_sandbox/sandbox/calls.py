@@ -1,4 +1,4 @@
-"""What passes between a supervisor and whoever carries out the tool calls of its operations: plain records."""
+"""A tool call on its way out of a sandbox: what was asked for, what came back, and who may carry it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a child asked for, parsed and checked: ``tool`` is ``server/tool``, ``arguments`` a JSON object's text.
+    """What a child asked for, already parsed and checked for size, depth and nodes.
 
-    ``tool`` matches ``[A-Za-z0-9_.-]{1,64}/[A-Za-z0-9_./-]{1,128}``; ``arguments`` are at most 1 MiB of UTF-8, checked
-    for depth and nodes.
+    ``tool`` is ``server/tool`` and matches ``^[A-Za-z0-9_.-]{1,64}/[A-Za-z0-9_./-]{1,128}$``; ``arguments`` is the text
+    of a JSON object, at most 1 MiB.
     """
 
     tool: str
@@ -20,9 +20,9 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """How a call ended: ``value`` is JSON text of at most 16 MiB, ``error`` one line for the child.
+    """What came of a call: ``value`` is JSON text, at most 16 MiB; ``error`` one line for the child.
 
-    ``kind`` is empty, or ``denied``, ``tool`` (the tool said no), ``transport`` or ``cancelled``.
+    ``kind`` is empty, "denied", "tool" (the tool said no), "transport" or "cancelled".
     """
 
     ok: bool
@@ -34,7 +34,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
-    """A tool as it is listed: ``name`` is ``server/tool``, ``input_schema`` a JSON Schema's text."""
+    """A tool as its server describes it; ``input_schema`` is JSON text."""
 
     name: str
     description: str
@@ -42,7 +42,6 @@ class ToolSpec:
 
 
 CallHandler = Callable[[Call], Answer]
-"""Carries out one call. It may block, is called in a thread of the supervisor's process, and does not raise."""
-
+"""May block; is called in a thread of the supervisor's process; must not raise."""
 Lister = Callable[[], tuple[ToolSpec, ...]]
-"""Names the tools there are; called as a `CallHandler` is."""
+"""The tools that an operation was granted."""
