@@ -49,6 +49,7 @@ VERBS: Final = {
         "sage_sandbox.cli.state", "Verify, export, re-encrypt or throw away what runs have saved in this project."
     ),
     "status": Verb("sage_sandbox.cli.status", "Show how a run stands: progress, metrics, errors."),
+    "tools": Verb("sage_sandbox.cli.tools", "List the tool servers of this project, and approve them."),
     "validate": Verb("sage_sandbox.cli.validate", "Report everything that is wrong with a template."),
 }
 
