@@ -22,6 +22,9 @@ GrantKind = Literal["read", "write", "write-through", "loopback", "net", "tool",
 GRANT_KINDS: Final[tuple[GrantKind, ...]] = ("read", "write", "write-through", "loopback", "net", "tool", "env")
 UNAVAILABLE_KINDS: Final[frozenset[GrantKind]] = frozenset({"net", "tool"})
 
+TOOL_PATTERN: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}/[A-Za-z0-9_./*?-]{1,128}")
+"""What a ``tool:`` grant may say: a server's name in full, then one tool, or a pattern with ``*`` and ``?``."""
+
 HIDDEN_NAMES: Final = (".sage", ".env*", ".git-credentials", ".netrc", ".npmrc", ".pypirc", "*.pem", "*.key", "id_*")
 """Names that a read grant on a folder does not show, at any depth, unless a grant names the very file.
 
@@ -147,6 +150,11 @@ def parse_grant(text: str) -> Grant:
                 raise UsageError(f"--allow {kind}: a NUL byte is in the value")
             return Grant(kind, value, forced)
     raise UsageError(f"--allow does not know {word!r}", "one of " + ", ".join(GRANT_KINDS))
+
+
+def tool_matches(pattern: str, tool: str) -> bool:
+    """Whether a ``tool:`` grant allows a tool (``server/tool``): the server's name must be the very same."""
+    return pattern.partition("/")[0] == tool.partition("/")[0] and fnmatchcase(tool, pattern)
 
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgG]?)(?:i?[bB])?")

@@ -31,7 +31,7 @@ def check_json(data: bytes) -> bytes:
     """
     if len(data) > RESULT_MAX:
         raise UntrustedData(f"the result is larger than {format_size(RESULT_MAX)}")
-    _check_shape(data)
+    check_shape(data)
     try:
         value = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
         if _SURROGATE.search(data):
@@ -47,7 +47,8 @@ def check_json(data: bytes) -> bytes:
     return data
 
 
-def _check_shape(data: bytes) -> None:
+def check_shape(data: bytes) -> None:
+    """UntrustedData where JSON text would become too many objects, or nest too deep, before anything parses it."""
     outside = _STRING.sub(b"0", data)
     if outside.count(b",") + outside.count(b"[") + outside.count(b"{") + 1 > NODES_MAX:
         raise UntrustedData(f"the result has more than {NODES_MAX:,} nodes")
