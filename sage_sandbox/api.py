@@ -19,9 +19,11 @@ from sage_sandbox.runner import FEATURE, Runner, parallel_limit, warm
 from sage_sandbox.workflow.definition import AskedLimits, Template, Workflow
 
 if TYPE_CHECKING:
+    from sage_sandbox.brokering import Needs
     from sage_sandbox.document import RunResult
     from sage_sandbox.events import Observer
     from sage_sandbox.grants.asking import Asker
+    from sage_sandbox.grants.asking_servers import ServerAsker
     from sage_sandbox.grants.review import Review
     from sage_sandbox.journal import Journal, Kept
     from sage_sandbox.store.reading import Found
@@ -51,7 +53,7 @@ class How:
     """How a run is to run, whatever it is: what `run` and `resume` have in common.
 
     ``environ`` is where keys and the values of granted names are read. ``ask_passphrase`` is asked where no key can be
-    kept; ``ask`` for grants that are missing.
+    kept; ``ask`` for grants that are missing, ``ask_server`` for tool servers that are not approved.
     """
 
     project: Path
@@ -62,6 +64,7 @@ class How:
     require: frozenset[str] = frozenset()
     observers: tuple[Observer, ...] = ()
     ask: Asker | None = None
+    ask_server: ServerAsker | None = None
     ask_passphrase: Callable[[], str] | None = None
     environ: Mapping[str, str] | None = None
 
@@ -156,8 +159,8 @@ def prepare(
                 _refuse_unfinished(journal)
             values = resolve_params(workflow, _typed(params or {}))
             overrides = _overrides(limits)
-            review = _approve(workflow, how.allow, how)
-            runner = start(workflow, feature, values, overrides, review, how.timeout_s)
+            review, needs = _approve(workflow, how.allow, how)
+            runner = start(workflow, feature, values, overrides, review, needs, how.timeout_s)
             definition = None
             if journal is not None:
                 definition = _definition(workflow, values, overrides, review, how.timeout_s, how.env)
@@ -184,11 +187,11 @@ def prepare_resume(
             workflow, values = _updated(definition, stored) if update else (stored, definition.params)
             _same_template(workflow, digest)
             aside = _aside(found, stored, workflow, values, from_phase)
-            review = _approve(workflow, _allowed(definition, how), how)
+            review, needs = _approve(workflow, _allowed(definition, how), how)
             overrides = AskedLimits(**_known_limits(definition))
             timeout_s = definition.timeout_s if how.timeout_s is None else how.timeout_s
             kept = weigh(found, workflow, aside)
-            runner = start(workflow, feature, values, overrides, review, timeout_s, kept)
+            runner = start(workflow, feature, values, overrides, review, needs, timeout_s, kept)
             changed = [] if update else _changes(definition)
             notices = _said(notice, *_repairs(found), *changed, *review.notices)
             if found.state.status == "completed" and workflow.digest == definition.digest and not kept.again:
@@ -233,10 +236,10 @@ def run_request(
             _refuse_unfinished(journal)
         typed = _typed(params or {})
         resolve_params(workflow, typed)
-        review = _approve(workflow, how.allow, how)
+        review, needs = _approve(workflow, how.allow, how)
     journal.close()
     return {
-        **_request(how, feature, review, passphrase),
+        **_request(how, feature, review, needs, passphrase),
         "verb": "run",
         "template": os.path.abspath(path),  # noqa: PTH100 - links in it are the user's own words
         "digest": workflow.digest,
@@ -258,10 +261,10 @@ def resume_request(feature: str, how: How, *, from_phase: str | None = None, upd
         stored = _stored_workflow(found.definition)
         workflow, values = _updated(found.definition, stored) if update else (stored, found.definition.params)
         _aside(found, stored, workflow, values, from_phase)
-        review = _approve(workflow, _allowed(found.definition, how), how)
+        review, needs = _approve(workflow, _allowed(found.definition, how), how)
     journal.close()
     return {
-        **_request(how, feature, review, passphrase),
+        **_request(how, feature, review, needs, passphrase),
         "verb": "resume",
         "digest": workflow.digest,
         "from_phase": from_phase,
@@ -305,10 +308,13 @@ def run_detached(request: Mapping[str, Any], ready: Callable[[dict[str, Any]], N
         return int(prepared.runner.run().exit_code)
 
 
-def _request(how: How, feature: str, review: Review, passphrase: Mapping[str, str]) -> dict[str, Any]:
+def _request(
+    how: How, feature: str, review: Review, needs: Needs | None, passphrase: Mapping[str, str]
+) -> dict[str, Any]:
     from sage_sandbox.policy import SECRET_NAMES
 
     names = {*SECRET_NAMES, *(name for policy in review.policies.values() for name in policy.env)}
+    names |= needs.values.keys() if needs is not None else set()
     given = {name: how.env[name] for name in sorted(names) if name in how.env}
     return {
         "project": str(how.project),
@@ -358,6 +364,7 @@ def _warmed(how: How) -> Iterator[Start]:
         values: Mapping[str, Any],
         overrides: AskedLimits,
         review: Review,
+        needs: Needs | None,
         timeout_s: float | None,
         kept: Kept | None = None,
     ) -> Runner:
@@ -379,6 +386,7 @@ def _warmed(how: How) -> Iterator[Start]:
             require_cgroup="memory=cgroup" in how.require,
             dispatcher=dispatcher,
             earlier=kept.earlier if kept is not None else None,
+            needs=needs,
             environ=how.env,
         )
 
@@ -466,11 +474,32 @@ def _refuse_unfinished(journal: Journal) -> None:
         )
 
 
-def _approve(workflow: Workflow, allow: Sequence[Grant], how: How) -> Review:
+def _approve(workflow: Workflow, allow: Sequence[Grant], how: How) -> tuple[Review, Needs | None]:
+    """What every operation may touch, and the tool servers it takes, each approved: what was shown is what is used."""
     from sage_sandbox.grants.approval import approve
     from sage_sandbox.grants.memory import Memory
 
-    return approve(workflow, allow, how.project, memory=Memory.of_user(how.env), ask=how.ask)
+    review = approve(workflow, allow, how.project, memory=Memory.of_user(how.env), ask=how.ask)
+    grants = {"/".join(key): policy.tool for key, policy in review.policies.items() if policy.tool}
+    if not grants:
+        return review, None
+    needs, notices = _needs(grants, how)
+    return replace(review, notices=(*review.notices, *notices)), needs
+
+
+def _needs(grants: Mapping[str, tuple[str, ...]], how: How) -> tuple[Needs, tuple[str, ...]]:
+    from sage_sandbox.brokering import needs_of, shared_servers
+    from sage_sandbox.grants.servers import Approvals, approve_servers
+    from sage_sandbox.toolservers.reading import read_catalog
+
+    catalog = read_catalog(how.project)
+    names = dict.fromkeys(pattern.partition("/")[0] for patterns in grants.values() for pattern in patterns)
+    servers = [catalog.find(name) for name in names]
+    notices = approve_servers(servers, how.project, approvals=Approvals.of_user(how.env), ask=how.ask_server)
+    for server in servers:
+        if lacking := server.lacking(how.env):
+            raise UsageError(f"the tool server {server.name} needs {', '.join(lacking)}", "set it in the environment")
+    return needs_of(servers, grants, how.env, shared_servers(how.env)), notices
 
 
 def _overrides(limits: Iterable[str] | AskedLimits) -> AskedLimits:

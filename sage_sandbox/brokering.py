@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,8 +24,8 @@ from sage_sandbox.broker.runs import Registration
 from sage_sandbox.broker.sockets import bind, connect, socket_name
 from sage_sandbox.disk.files import Folder, Untrusted
 from sage_sandbox.disk.locking import acquire
-from sage_sandbox.disk.places import open_runtime
-from sage_sandbox.errors import SageError
+from sage_sandbox.disk.places import open_runtime, user_config
+from sage_sandbox.errors import SageError, UsageError
 from sage_sandbox.escaping import clip
 from sage_sandbox.events import Notice
 from sage_sandbox.toolservers.definition import Server
@@ -33,7 +34,7 @@ START_S: Final = 30.0
 """How long a broker may take to answer its first registration."""
 LOCK_WAIT_S: Final = 30.0
 RESTARTS_MAX: Final = 1
-END_S: Final = 10.0
+CONFIG_MAX: Final = 1 << 20
 _WIDTH: Final = 400
 
 _SERVER_NAMES: Final = frozenset({"HOME", "LOGNAME", "PATH", "SHELL", "TERM", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR"})
@@ -93,6 +94,21 @@ def needs_of(
         {name: value for name, value in environ.items() if name in _SERVER_NAMES},
         tuple(shared),
     )
+
+
+def shared_servers(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """``shared_servers`` in the user's ``config.toml``: whose sessions serve all runs. UsageError if it is no list."""
+    config = user_config(environ)
+    try:
+        with Folder.open(config) as folder:
+            found = tomllib.loads(folder.read("config.toml", CONFIG_MAX).decode()).get("shared_servers", [])
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return ()
+    except ValueError as error:
+        raise UsageError(f"{config}/config.toml is not TOML: {error}") from error
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise UsageError(f"{config}/config.toml: shared_servers is no list of names", 'write ["NAME"]')
+    return tuple(found)
 
 
 class Tools:

@@ -84,6 +84,8 @@ class Journal:
         self.run = ""
         self.saves = True
         """Whether phases that are cut short are written down (`cancel --no-save` says no)."""
+        self.audit_key = b""
+        """What the audit log is authenticated with: the broker writes in it, too."""
         self._project = project
         self._store = store
         self._audit = audit
@@ -104,7 +106,9 @@ class Journal:
         except BaseException:
             store.close()
             raise
-        return cls(project, place, store, audit, secrets_known), notice
+        journal = cls(project, place, store, audit, secrets_known)
+        journal.audit_key = keys.audit_key(place.id)
+        return journal, notice
 
     # -- before the first operation ------------------------------------------------------------------------------
 

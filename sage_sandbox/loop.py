@@ -185,7 +185,7 @@ class Loop:
             return None
         trial.ticket = next(self._tickets)
         self._sent[trial.ticket] = trial
-        return Task(trial.ticket, run.phase.id, operation.id, trial.attempt, job)
+        return Task(trial.ticket, run.phase.id, operation.id, trial.attempt, job, self._terms.setting.tools)
 
     def _begin(self, run: PhaseRun) -> None:
         if run.started is None:

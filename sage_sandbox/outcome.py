@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Reason = Literal["error", "timeout", "limit", "denied", "worker lost", "cancelled"]
+Reason = Literal["error", "timeout", "limit", "denied", "worker lost", "cancelled", "unavailable"]
+"""``unavailable``: a service that the operation needs does not answer; it may be back later."""
 MemoryControl = Literal["cgroup", "sampled"]
 
 

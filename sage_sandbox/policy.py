@@ -20,7 +20,7 @@ GiB: Final = 1 << 30
 
 GrantKind = Literal["read", "write", "write-through", "loopback", "net", "tool", "env"]
 GRANT_KINDS: Final[tuple[GrantKind, ...]] = ("read", "write", "write-through", "loopback", "net", "tool", "env")
-UNAVAILABLE_KINDS: Final[frozenset[GrantKind]] = frozenset({"net", "tool"})
+UNAVAILABLE_KINDS: Final[frozenset[GrantKind]] = frozenset({"net"})
 
 TOOL_PATTERN: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}/[A-Za-z0-9_./*?-]{1,128}")
 """What a ``tool:`` grant may say: a server's name in full, then one tool, or a pattern with ``*`` and ``?``."""

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from sage_sandbox.brokering import Needs, Tools
 from sage_sandbox.control import Server
 from sage_sandbox.dispatch.base import Slots
 from sage_sandbox.dispatch.dispatcher import Dispatcher
@@ -81,7 +82,8 @@ class Runner:
     an operation that is not in them gets nothing, and the default limits. ``params`` holds the value of every parameter
     of the workflow. With ``artifacts`` files go to ``.sage/artifacts/feature/phase/operation`` of the project. A
     ``dispatcher`` that is given decides about ``parallel`` and is closed at the end of the run, too. ``earlier`` is
-    what does not run again. Nothing is saved unless `saved_by` was called.
+    what does not run again. ``needs`` are the tool servers it may use, every one of them approved. Nothing is saved
+    unless `saved_by` was called.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Runner:
         require_cgroup: bool = False,
         dispatcher: Slots | None = None,
         earlier: Earlier | None = None,
+        needs: Needs | None = None,
         environ: Mapping[str, str] | None = None,
         memory: MemoryReader = read_memory,
         clock: Callable[[], float] = time.monotonic,
@@ -116,6 +119,7 @@ class Runner:
         self._journal: Journal | None = None
         self._server: Server | None = None
         self._earlier = earlier or Earlier()
+        self._needs = needs
         self._completed = len(self._earlier.phases)
         self._phase = ""
         real = os.path.realpath(project)
@@ -175,19 +179,40 @@ class Runner:
         self._tell(RunStarted(self.workflow_id, self._feature, workflow.name, len(workflow.phases), operations, kept))
         setting = self._terms.setting
         slots = self._slots or Dispatcher(setting.project, parallel=self._parallel, secrets=_secrets(setting.environ))
+        tools: Tools | None = None
         try:
+            tools = self._open_tools()
             loop = self._loop = self._make_loop(slots)
             if self._cancelled:
                 loop.cancel()
             loop.run()
         finally:
             slots.close()
+            if tools is not None:
+                tools.close()
         result = self._result(loop, self._clock() - started)
         if self._journal is not None:
             self._journal.end(result)
         resumable = self._journal is not None and not result.ok
         self._tell(RunSettled(self.workflow_id, self._feature, result.status, result.metrics.duration_s, resumable))
         return result
+
+    def _open_tools(self) -> Tools | None:
+        """Register with the broker, which comes up while the first operations start."""
+        if self._needs is None:
+            return None
+        setting = self._terms.setting
+        tools = Tools.open(
+            setting.project,
+            self._needs,
+            run=self.workflow_id,
+            feature=self._feature,
+            audit_key=self._journal.audit_key if self._journal is not None else b"",
+            environ=setting.environ,
+            tell=self._tell,
+        )
+        self._terms = replace(self._terms, setting=replace(setting, tools=tools.line))
+        return tools
 
     def cancel(self, save: bool = True) -> None:
         """End the run soon, its operations killed; safe in a signal handler, from other threads, and more than once.
@@ -251,7 +276,7 @@ class Runner:
         phases = tuple(loop.settled[phase.id] for phase in self._workflow.phases)
         stop = loop.stop
         status, exit_code = run_status(
-            ((phase.status, phase.single) for phase in phases),
+            ((phase.status, phase.single and not _lacks_a_service(phase)) for phase in phases),
             cancelled=stop is not None and stop.reason == "cancelled",
             timed_out=stop is not None and stop.reason == "timeout",
         )
@@ -271,6 +296,11 @@ class Runner:
         if self._journal is None:
             return "nothing was saved: run it again"
         return f"resume it with: sage-sandbox resume {self._feature}"
+
+
+def _lacks_a_service(phase: PhaseResult) -> bool:
+    """Whether a phase failed for want of something that may be back later: its run is paused then, not failed."""
+    return any(operation.outcome.reason == "unavailable" for operation in phase.operations)
 
 
 def _farewell(result: RunResult, *, saved: bool) -> dict[str, Any]:

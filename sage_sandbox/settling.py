@@ -14,7 +14,7 @@ from sage_sandbox.outcome import Attempt, Outcome, Reason, rejected
 from sage_sandbox.policy import RETRIES_MAX
 from sage_sandbox.workflow.definition import Operation, Phase
 
-RETRIED: Final[frozenset[Reason]] = frozenset({"error", "timeout", "worker lost"})
+RETRIED: Final[frozenset[Reason]] = frozenset({"error", "timeout", "worker lost", "unavailable"})
 """What may pass when tried again; a limit, a denial and a cancel would be the same the next time."""
 BACKOFF_FIRST_S: Final = 0.5
 BACKOFF_MAX_S: Final = 30.0

@@ -125,7 +125,10 @@ def like_job(place: str, argv: Sequence[str], grants: Iterable[Grant], limits: A
     here = Circumstances(phase_id, operation_id, 1, policy, settled, b"{}")
     if argv:
         operation = replace(operation, type="command", argv=tuple(argv), output="text")
-    return make_job(operation, setting, here, {"params": resolve_params(workflow, params), "feature": "exec"})
+    job = make_job(operation, setting, here, {"params": resolve_params(workflow, params), "feature": "exec"})
+    if job.type == "mcp":
+        raise UsageError(f"{name} calls a tool: it has no sandbox that something could be run in")
+    return job
 
 
 def _json(value: Any) -> bytes:

@@ -51,6 +51,7 @@ def how_of(settings: dict[str, Any], *, as_json: bool) -> How:
     """What was typed, as the library takes it: on a terminal there is somebody to ask."""
     from sage_sandbox.api import How
     from sage_sandbox.grants.asking import terminal_asker
+    from sage_sandbox.grants.asking_servers import terminal_server_asker
     from sage_sandbox.observe.progress import Progress
 
     return How(
@@ -62,6 +63,7 @@ def how_of(settings: dict[str, Any], *, as_json: bool) -> How:
         require=frozenset(settings["requirements"]),
         observers=(Progress(),),
         ask=None if as_json else terminal_asker(),
+        ask_server=None if as_json else terminal_server_asker(),
         ask_passphrase=passphrase_asker(as_json=as_json),
     )
 

@@ -41,6 +41,7 @@ def policy_of(grants: Iterable[Grant], unprotected: Iterable[str] = ()) -> Polic
         write=tuple(values.get("write", ())),
         write_through=tuple(values.get("write-through", ())),
         loopback="loopback" in values,
+        tool=tuple(values.get("tool", ())),
         env=tuple(values.get("env", ())),
         unprotected=tuple(unprotected) if writes else (),
     )

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from sage_sandbox.grants.places import is_beneath
-from sage_sandbox.policy import Grant, GrantKind, is_git_config, is_hidden
+from sage_sandbox.policy import Grant, GrantKind, is_git_config, is_hidden, tool_matches
 
 COVERING: Final[Mapping[GrantKind, tuple[GrantKind, ...]]] = {
     "read": ("read", "write", "write-through"),
@@ -20,6 +20,8 @@ COVERING: Final[Mapping[GrantKind, tuple[GrantKind, ...]]] = {
 
 def covers(grant: Grant, ask: Grant) -> bool:
     """Whether the grant allows all that is asked; paths of both are real and absolute."""
+    if grant.kind == ask.kind == "tool":
+        return _covers_tools(grant.value, ask.value)
     if ask.kind not in COVERING:
         return (grant.kind, grant.value) == (ask.kind, ask.value)
     if grant.kind not in COVERING[ask.kind] or not is_beneath(ask.value, grant.value):
@@ -29,6 +31,9 @@ def covers(grant: Grant, ask: Grant) -> bool:
 
 def covering(ask: Grant, held: AbstractSet[Grant]) -> Iterator[Grant]:
     """Those of the held (plain) grants that cover the ask, found by its ancestors and not one by one."""
+    if ask.kind == "tool":
+        yield from (grant for grant in held if covers(grant, ask))
+        return
     folders = [ask.value]
     if ask.kind in COVERING:
         folders += [str(folder) for folder in PurePosixPath(ask.value).parents]
@@ -37,6 +42,13 @@ def covering(ask: Grant, held: AbstractSet[Grant]) -> Iterator[Grant]:
             grant = Grant(kind, folder)
             if grant in held and covers(grant, ask):
                 yield grant
+
+
+def _covers_tools(pattern: str, asked: str) -> bool:
+    """Whether a pattern allows all that is asked; of two patterns only where that needs no thinking about."""
+    if set("*?") & set(asked):
+        return pattern in (asked, f"{asked.partition('/')[0]}/*")
+    return tool_matches(pattern, asked)
 
 
 def hides(folder: str, path: str) -> bool:

@@ -18,6 +18,8 @@ def describe(ask: Grant, resolved: Grant) -> str:
     """The consequences of granting this, or an empty text where they are what the words say."""
     if ask.kind == "net":
         return f"data may leave to {ask.value}"
+    if ask.kind == "tool":
+        return f"what it is called with goes to {ask.value.partition('/')[0]}"
     if ask.kind == "env":
         return "its value looks like a credential" if looks_like_credential(ask.value) else ""
     if ask.kind == "read":

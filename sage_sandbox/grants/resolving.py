@@ -13,7 +13,7 @@ from typing import Final
 from sage_sandbox.errors import UsageError
 from sage_sandbox.grants.environment import check_name
 from sage_sandbox.grants.places import UNREADABLE_ROOTS, Place, Places, in_dot_folder, is_beneath
-from sage_sandbox.policy import UNAVAILABLE_KINDS, Grant, GrantKind, fold, is_protected
+from sage_sandbox.policy import TOOL_PATTERN, UNAVAILABLE_KINDS, Grant, GrantKind, fold, is_protected
 
 PATH_KINDS: Final[tuple[GrantKind, ...]] = ("read", "write", "write-through")
 
@@ -52,6 +52,8 @@ def resolve(grant: Grant, places: Places) -> Grant:
         raise UsageError(f"{grant.kind} grants are not available in this version")
     if grant.kind == "env":
         check_name(grant.value)
+    if grant.kind == "tool" and not TOOL_PATTERN.fullmatch(grant.value):
+        raise UsageError("that is neither server/tool nor a pattern such as server/*", "name the server in full")
     if grant.kind not in PATH_KINDS:
         return grant
     path = resolve_path(grant.value, places.project)

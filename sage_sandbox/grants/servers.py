@@ -120,7 +120,8 @@ def refusal(servers: Sequence[Server]) -> NotGranted:
     names = ", ".join(server.name for server in servers)
     many = len(servers) > 1
     message = f"{names}: {'these tool servers are' if many else 'this tool server is'} not approved"
-    return NotGranted(f"{message}, so nothing was started or contacted", f"look at it with: {commands[0]}", commands)
+    hint = f"see what it is with sage-sandbox tools; if you trust it: {commands[0]}"
+    return NotGranted(f"{message}, so nothing was started or contacted", hint, commands)
 
 
 def _added(records: Sequence[Record], new: Sequence[Record]) -> list[Record]:

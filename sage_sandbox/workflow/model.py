@@ -5,6 +5,7 @@ Only `workflow.loading` builds these, one operation at a time, and turns them in
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, WithJsonSchema
@@ -17,7 +18,8 @@ PARAMETER_PATTERN: Final = r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$"
 ENV_PATTERN: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
 PACKAGE_PATTERN: Final = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$"
 SCHEMA_ID: Final = "urn:sage-sandbox:template"
-UNAVAILABLE_TYPES: Final = ("mcp", "llm")
+UNAVAILABLE_TYPES: Final = ("llm",)
+TOOL_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}/[A-Za-z0-9_./-]{1,128}")
 THRESHOLD: Final = 0.75
 
 
@@ -62,6 +64,12 @@ def _argument(value: str) -> str:
     return value
 
 
+def _tool(value: str) -> str:
+    if not TOOL_NAME.fullmatch(value):
+        raise _wrong("must be one tool of one server, as server/tool")
+    return value
+
+
 _NUMBER_OR_TEXT: Final = [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}]
 Duration = Annotated[
     float,
@@ -74,6 +82,7 @@ Size = Annotated[
     WithJsonSchema({"anyOf": _NUMBER_OR_TEXT, "description": "bytes, or text such as 256M"}),
 ]
 Plain = Annotated[str, AfterValidator(_plain)]
+ToolName = Annotated[str, AfterValidator(_tool)]
 Id = Annotated[str, Field(pattern=ID_PATTERN)]
 EnvName = Annotated[str, Field(pattern=ENV_PATTERN)]
 PackageName = Annotated[str, Field(pattern=PACKAGE_PATTERN)]
@@ -95,7 +104,7 @@ class PolicyModel(_Model):
     write_through: Names = Field(default=(), description="files and folders to write directly")
     net: Names = Field(default=(), description="host:port to connect to; not available in this version")
     loopback: bool = Field(default=False, description="a loopback interface of its own")
-    tool: Names = Field(default=(), description="server/tool to call; not available in this version")
+    tool: Names = Field(default=(), description="server/tool to call, or server/*")
     env: Annotated[tuple[EnvName, ...], _Listed] = Field(default=(), description="environment variables to see")
 
 
@@ -158,11 +167,30 @@ class CommandModel(_OperationModel):
     )
 
 
-OPERATION_MODELS: Final[dict[str, type[PythonModel | CommandModel]]] = {
+class McpModel(_Model):
+    """An mcp operation: one call of one tool, with params as its arguments; the user grants that very tool."""
+
+    model_config = ConfigDict(json_schema_extra={"title": "mcp operation"})
+
+    type: Literal["mcp"]
+    id: Id | None = Field(default=None, description="unique in its phase; default op-1, op-2 by position")
+    tool: ToolName = Field(description="server/tool")
+    params: Any = Field(default=None, description="the arguments, a mapping; may hold ${...} references")
+    timeout: Duration | None = Field(default=None, description="default: that of its phase")
+    retries: int = Field(
+        default=0, ge=0, le=RETRIES_MAX, description="after an error, a timeout, or a server that does not answer"
+    )
+    cache: bool = Field(default=True, description="false: never answered from the cache")
+    keep: KeepModel | None = None
+
+
+OperationModel = PythonModel | CommandModel | McpModel
+OPERATION_MODELS: Final[dict[str, type[OperationModel]]] = {
     "python": PythonModel,
     "command": CommandModel,
+    "mcp": McpModel,
 }
-AnyOperation = Annotated[PythonModel | CommandModel, Field(discriminator="type")]
+AnyOperation = Annotated[OperationModel, Field(discriminator="type")]
 
 
 class PhaseFields(_Model):

@@ -57,6 +57,7 @@ def project(tmp_path, monkeypatch):
         (["--limit", "memory=1M", "--", "true"], 137, "a sandbox takes 16 MiB\nhint: --limit memory=16M"),
         (["--allow", "read:nowhere", "--", "true"], 2, "nowhere"),
         (["--allow", "net:example.org:443", "--", "true"], 2, "not available"),
+        (["--allow", "tool:time/*", "--", "true"], 2, "by the operations of a workflow only"),
         ([], 2, "no command was given"),
         (["--like", "t.yaml", "--", "true"], 2, "is not TEMPLATE:phase/operation"),
         (["--like", "t.yaml:look/nope"], 2, "look/shout, look/list"),

@@ -207,9 +207,8 @@ def test_a_grant_reaches_the_operation_as_a_real_path(jobs, template, project):
     assert (os.path.realpath(project / "src"),) == jobs[0].policy.read
 
 
-@pytest.mark.parametrize("grant", ["net:example.org:443", "tool:server/*"])
-def test_grants_of_kinds_that_are_not_there_yet_are_refused(jobs, template, capsys, grant):
-    assert main(["run", template(ONE), "--allow", grant]) == ExitCode.USAGE
+def test_grants_of_a_kind_that_is_not_there_yet_are_refused(jobs, template, capsys):
+    assert main(["run", template(ONE), "--allow", "net:example.org:443"]) == ExitCode.USAGE
 
     assert "available" in capsys.readouterr().err
     assert [] == jobs

@@ -27,6 +27,12 @@ GRANTS = st.builds(Grant, KINDS, PATHS)
         ("read:/p/.sage", "read:/p/.sage/templates"),
         ("env:CI", "env:CI"),
         ("loopback:", "loopback:"),
+        ("tool:time/now", "tool:time/now"),
+        ("tool:time/*", "tool:time/now"),
+        ("tool:time/*", "tool:time/*"),
+        ("tool:time/*", "tool:time/n*"),
+        ("tool:time/n*", "tool:time/now"),
+        ("tool:time/n*", "tool:time/n*"),
     ],
 )
 def test_a_grant_covers_what_it_holds(grant: str, ask: str) -> None:
@@ -37,6 +43,11 @@ def test_a_grant_covers_what_it_holds(grant: str, ask: str) -> None:
     ("grant", "ask"),
     [
         ("read:/p/src/a", "read:/p/src"),
+        ("tool:time/now", "tool:time/*"),
+        ("tool:time/n?", "tool:time/n*"),
+        ("tool:time/*", "tool:times/now"),
+        ("tool:time/*", "env:CI"),
+        ("tool:Time/*", "tool:time/now"),
         ("read:/p/src", "read:/p/srcs"),
         ("read:/p", "write:/p"),
         ("write:/p", "write-through:/p"),

@@ -252,11 +252,18 @@ class TestLiftingNames:
 
 
 class TestOtherKinds:
-    @pytest.mark.parametrize("text", ["net:example.org:443", "tool:sage-research/*"])
-    def test_net_and_tool_are_not_available_yet(self, places: Places, text: str) -> None:
-        kind = text.partition(":")[0]
+    def test_net_is_not_available_yet(self, places: Places) -> None:
+        text = "net:example.org:443"
 
-        assert f"--allow {text}: {kind} grants are not available in this version" == str(_refusal(places, text))
+        assert f"--allow {text}: net grants are not available in this version" == str(_refusal(places, text))
+
+    @pytest.mark.parametrize("name", ["time/now", "sage-research/*", "a.b_c/tool.name", "files/read?", "a/b/c"])
+    def test_tools_are_named_with_their_server(self, places: Places, name: str) -> None:
+        assert (Grant("tool", name),) == _allow(places, f"tool:{name}").grants
+
+    @pytest.mark.parametrize("name", ["*", "*/*", "time", "time/", "/now", "t?me/now", "time/[a-z]", "a b/c"])
+    def test_a_server_is_never_a_pattern(self, places: Places, name: str) -> None:
+        assert "neither server/tool nor a pattern such as server/*" in str(_refusal(places, f"tool:{name}"))
 
     def test_environment_names_are_checked(self, places: Places) -> None:
         assert (Grant("env", "CI"),) == _allow(places, "env:CI").grants
