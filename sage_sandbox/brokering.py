@@ -13,13 +13,13 @@ import sys
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
-from sage_sandbox.broker.client import Connection, Hungup, Late, Line
+from sage_sandbox.broker.client import Connection, Hungup, Late, Line, specs_of
 from sage_sandbox.broker.runs import Registration
 from sage_sandbox.broker.sockets import bind, connect, socket_name
 from sage_sandbox.disk.files import Folder, Untrusted
@@ -28,6 +28,7 @@ from sage_sandbox.disk.places import open_runtime, user_config
 from sage_sandbox.errors import SageError, UsageError
 from sage_sandbox.escaping import clip
 from sage_sandbox.events import Notice
+from sage_sandbox.sandbox.calls import ToolSpec
 from sage_sandbox.toolservers.definition import Server
 
 START_S: Final = 30.0
@@ -35,6 +36,8 @@ START_S: Final = 30.0
 LOCK_WAIT_S: Final = 30.0
 RESTARTS_MAX: Final = 1
 CONFIG_MAX: Final = 1 << 20
+LOOK_S: Final = 120.0
+"""How long a server may take to start and to say what it offers."""
 _WIDTH: Final = 400
 
 _SERVER_NAMES: Final = frozenset({"HOME", "LOGNAME", "PATH", "SHELL", "TERM", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR"})
@@ -306,3 +309,40 @@ def notice_of(event: Mapping[str, Any]) -> Notice | None:
         case {"event": "refused", "error": str(error)}:
             return Notice("error", f"the tool broker refused this run: {error}")
     return None
+
+
+# -- looking -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """How a server stands: the state of its breaker, what it offers, and why it could not be asked (or empty)."""
+
+    name: str
+    state: str
+    error: str = ""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[ToolSpec, ...] = ()
+
+
+def look(servers: Sequence[Server], project: str, environ: Mapping[str, str]) -> Iterator[Seen]:
+    """Ask approved servers, through the project's broker, what they offer; one that fails costs no other."""
+    needs = needs_of(servers, {}, environ, shared_servers(environ))
+    tools = Tools.open(project, needs, run="", feature="", environ=environ)
+    try:
+        # One after the other: they are few, and each may be a program that is fetched first.
+        for server in servers:
+            yield _seen(server, *tools.ask({"do": "look", "server": server.name, "start": True}, LOOK_S))
+    finally:
+        tools.close()
+
+
+def _seen(server: Server, said: Mapping[str, Any], body: bytes) -> Seen:
+    about = said.get("about")
+    return Seen(
+        server.name,
+        str(said.get("state", "")),
+        str(said.get("error", "")),
+        about if isinstance(about, dict) else {},
+        specs_of(body),
+    )

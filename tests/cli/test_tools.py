@@ -1,9 +1,14 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 
 import pytest
+from brokered import PUPPET, registered
 from commands import run_cli
+
+from sage_sandbox.toolservers.reading import read_catalog
 
 MARK = "started"
 KEY = "${ANTHROPIC_API_KEY}"
@@ -43,7 +48,7 @@ def test_an_approval_is_for_the_definition_as_it_is(project):
     approved = tools(project, "--approve", "marker")
     assert approved.returncode == 0
     assert "marker (.mcp.json)" in approved.stderr
-    assert "✓ approved" in tools(project, "--server", "marker").stdout
+    assert "✗ not approved" not in tools(project, "--server", "marker").stdout
 
     text = (project / ".mcp.json").read_text()
     (project / ".mcp.json").write_text(text.replace("touch", "rm"))
@@ -94,3 +99,67 @@ def test_an_approval_that_cannot_be_kept_is_refused(project, tmp_path):
 
     assert done.returncode == 15
     assert "cannot be remembered" in done.stderr
+
+
+# -- servers that are approved -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def puppets(project, tmp_path):
+    """Beside those of `project`, one that works and one that cannot start."""
+    content = json.loads((project / ".mcp.json").read_text())
+    journal = str(tmp_path / "journal")
+    content["mcpServers"]["puppet"] = {"command": sys.executable, "args": [PUPPET, "--journal", journal]}
+    content["mcpServers"]["broken"] = {"command": sys.executable, "args": [PUPPET, "--refuse-start"]}
+    (project / ".mcp.json").write_text(json.dumps(content))
+    assert tools(project, "--approve", "puppet", "--approve", "broken").returncode == 0
+    return project
+
+
+def test_what_is_approved_is_asked_what_it_offers_and_nothing_else_is_started(puppets):
+    done = tools(puppets)
+
+    assert done.returncode == 0
+    assert "✓ approved, answers (puppet 7, protocol 2025-11-25, breaker: closed)" in done.stdout
+    assert "22 tools: echo, structured" in done.stdout
+    assert "it ended its output" in done.stdout
+    assert "✗ not approved" in done.stdout
+    assert not (puppets / MARK).exists()
+
+
+def test_one_server_is_shown_with_its_tools(puppets):
+    done = tools(puppets, "--server", "puppet")
+
+    assert "    echo  does echo\n" in done.stdout
+    assert "broken" not in done.stdout
+
+
+def test_json_has_tools_and_health(puppets):
+    servers = {server["name"]: server for server in json.loads(tools(puppets, "--json").stdout)["servers"]}
+
+    assert servers["puppet"]["breaker"] == "closed"
+    assert servers["puppet"]["about"]["protocol"] == "2025-11-25"
+    assert servers["puppet"]["tools"][0] == {
+        "name": "echo", "description": "does echo", "inputSchema": {"type": "object"}
+    }  # fmt: skip
+    assert "it ended its output" in servers["broken"]["error"]
+    assert servers["marker"]["breaker"] is None
+
+
+def test_nothing_is_left_running(puppets, tmp_path):
+    tools(puppets)
+    until = time.monotonic() + 20
+    while "end" not in (tmp_path / "journal").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_health_is_what_the_runs_of_the_project_found(puppets):
+    server = read_catalog(puppets).find("puppet")
+    with registered(puppets, server) as run:
+        for _ in range(5):
+            run.call("drop")
+        servers = {server["name"]: server for server in json.loads(tools(puppets, "--json").stdout)["servers"]}
+
+    assert servers["puppet"]["breaker"] == "open"
+    assert "failed 5 times in a row" in servers["puppet"]["error"]
