@@ -197,8 +197,7 @@ class Tools:
         self._connection.close()
         self._folder.close()
         if self._process is not None:
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(0)  # others may need it longer than this run
+            _reap_later(self._process)
         if self._stderr >= 0:
             os.close(self._stderr)
 
@@ -227,6 +226,8 @@ class Tools:
         if self._stderr >= 0:
             os.close(self._stderr)
         self._stderr = os.memfd_create("broker", os.MFD_CLOEXEC)
+        if self._process is not None:
+            _reap_later(self._process)
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _BOOT, _HOME, str(listener.fileno()), self.line.path],
@@ -278,6 +279,12 @@ class Tools:
             self._process.wait(0.2)
         text = os.pread(self._stderr, 1 << 16, 0).decode("utf-8", "replace").strip()
         return f" ({clip(text.splitlines()[-1], _WIDTH)})" if text else ""
+
+
+def _reap_later(process: subprocess.Popen[bytes]) -> None:
+    """Have a broker reaped when it ends, which is after its last run: it may serve others longer than this one."""
+    with suppress(RuntimeError):  # no thread is free: then it stays a zombie
+        threading.Thread(target=process.wait, name="sage-tools-reaper", daemon=True).start()
 
 
 def _check(said: Mapping[str, Any]) -> None:
