@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -332,13 +332,20 @@ class Seen:
     tools: tuple[ToolSpec, ...] = ()
 
 
-def look(servers: Sequence[Server], project: str, environ: Mapping[str, str]) -> Iterator[Seen]:
-    """Ask approved servers, through the project's broker, what they offer; one that fails costs no other."""
+def look(
+    servers: Sequence[Server], project: str, environ: Mapping[str, str], *, reset: Collection[str] = ()
+) -> Iterator[Seen]:
+    """Ask approved servers, through the project's broker, what they offer; one that fails costs no other.
+
+    Those in ``reset`` are called again, also if they were left alone.
+    """
     needs = needs_of(servers, {}, environ, shared_servers(environ))
     tools = Tools.open(project, needs, run="", feature="", environ=environ)
     try:
         # One after the other: they are few, and each may be a program that is fetched first.
         for server in servers:
+            if server.name in reset:
+                tools.ask({"do": "reset", "server": server.name}, LOOK_S)
             yield _seen(server, *tools.ask({"do": "look", "server": server.name, "start": True}, LOOK_S))
     finally:
         tools.close()

@@ -13,7 +13,7 @@ from sage_sandbox.cli import options
 from sage_sandbox.errors import ExitCode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from sage_sandbox.brokering import Seen
     from sage_sandbox.grants.servers import Approvals
@@ -34,8 +34,14 @@ WIDTH: Final = 200
     metavar="NAME",
     help="Approve a server as it is defined now: it may be started or contacted from then on. May be repeated.",
 )
+@click.option(
+    "--reset",
+    multiple=True,
+    metavar="NAME",
+    help="Call a server again that runs of this project leave alone because it failed. May be repeated.",
+)
 @options.as_json()
-def command(*, name: str | None, approved: tuple[str, ...], as_json: bool) -> int:
+def command(*, name: str | None, approved: tuple[str, ...], reset: tuple[str, ...], as_json: bool) -> int:
     """List the tool servers of this project, and approve them.
 
     Servers are defined in .mcp.json and .sage/config.toml. A project's definition is a request: nothing is started,
@@ -53,7 +59,9 @@ def command(*, name: str | None, approved: tuple[str, ...], as_json: bool) -> in
     _approve([catalog.find(server) for server in approved], project, approvals)
     servers = [catalog.find(name)] if name is not None else list(catalog.servers.values())
     standing = {server.name: _standing(server, project, approvals) for server in servers}
-    seen = _look([server for server in servers if standing[server.name] == APPROVED], project)
+    for server in reset:
+        catalog.find(server)  # a name that is none is an error
+    seen = _look([server for server in servers if standing[server.name] == APPROVED], project, reset)
     if as_json:
         click.echo(json.dumps(_document(servers, standing, seen, catalog), indent=2))
     else:
@@ -86,11 +94,11 @@ def _standing(server: Server, project: Path, approvals: Approvals) -> str:
     return "changed since it was approved" if approvals.knew(server, project) else "not approved"
 
 
-def _look(servers: Sequence[Server], project: Path) -> dict[str, Seen]:
+def _look(servers: Sequence[Server], project: Path, reset: Collection[str]) -> dict[str, Seen]:
     """Ask approved servers what they offer, and the project's broker how they stand."""
     from sage_sandbox.brokering import look
 
-    return {seen.name: seen for seen in look(servers, str(project), os.environ)} if servers else {}
+    return {seen.name: seen for seen in look(servers, str(project), os.environ, reset=reset)} if servers else {}
 
 
 def _lines(

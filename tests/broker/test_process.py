@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -16,11 +17,16 @@ from brokered import Registered, puppet, registered, threaded
 from commands import loaded_by
 
 from sage_sandbox.audit.log import open_audit
+from sage_sandbox.broker.calling import NoRecord
 from sage_sandbox.broker.client import BrokerClient, Connection, Hungup, Late
 from sage_sandbox.broker.frames import SIZES, BadFrame, pack, read_head, read_sizes
-from sage_sandbox.broker.sockets import connect, socket_name
+from sage_sandbox.broker.runs import Registration
+from sage_sandbox.broker.server import Broker
+from sage_sandbox.broker.sessions import connected
+from sage_sandbox.broker.sockets import bind, connect, socket_name
+from sage_sandbox.broker_process import main
 from sage_sandbox.brokering import Tools, needs_of, notice_of
-from sage_sandbox.disk.files import Untrusted
+from sage_sandbox.disk.files import Folder, Untrusted
 from sage_sandbox.disk.places import project_place
 from sage_sandbox.errors import SageError
 from sage_sandbox.sandbox.calls import Call
@@ -305,12 +311,70 @@ def test_nobody_else_can_use_a_socket_that_is_open_to_others(run):
         connect("/no/such/folder/socket")
 
 
-def test_a_broker_that_nobody_registers_with_ends(project):
-    with threaded(project, settings={"first_s": 0.2}) as run:
-        run.tools.close()
-        run.tools.serving.join(20)
+@pytest.fixture
+def listener(tmp_path):
+    tmp_path.joinpath("own").mkdir(mode=0o700)
+    with Folder.open(tmp_path / "own") as folder, bind(folder, "s") as sock:
+        yield sock, tmp_path / "own" / "s"
 
-        assert not run.tools.serving.is_alive()
+
+async def no_record(_):
+    return NoRecord()
+
+
+def test_a_broker_that_nobody_registers_with_ends(listener):
+    asyncio.run(Broker(listener[0], connect=connected, make_record=no_record, first_s=0.1).serve())
+
+
+def test_a_broker_whose_first_visitor_is_no_run_ends(listener):
+    visitor = connect(str(listener[1]))
+    visitor.close()
+
+    asyncio.run(Broker(listener[0], connect=connected, make_record=no_record).serve())
+
+
+def test_the_program_serves_what_it_is_handed_until_its_last_run_hangs_up(listener, project):
+    sock, path = listener
+    pid = os.fork()
+    if not pid:
+        try:
+            os._exit(main(sock.detach(), str(path)))
+        finally:
+            os._exit(99)
+    registration = Registration(
+        "t" * 64, "r", "f", str(project), {"a/b": ("puppet/*",)}, (puppet(),), {}, {}, audit_key=KEY.hex()
+    )
+    connection = Connection(connect(str(path)))
+    until = time.monotonic() + 30
+    assert connection.ask({"do": "register", **registration.document()}, until=until)[0] == {"event": "registered"}
+    client = BrokerClient(str(path), "t" * 64)
+    assert client.call("a/b", Call("puppet/echo", b'{"text": "hi"}')).value == b'"hi"'
+    assert client.call("x/y", Call("puppet/echo", b"{}")).kind == "denied"
+    client.close()
+    connection.close()
+
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert not path.exists()
+    assert [entry["kind"] for entry in entries(project)] == ["call", "violation"]
+
+
+def test_a_first_run_that_is_refused_is_told_so(project):
+    (project / ".sage" / "logs").mkdir(parents=True)
+    os.mkfifo(project / ".sage" / "logs" / "audit.jsonl")
+    with threaded(project, audit_key=KEY) as run:
+        wait_for(lambda: any("refused this run" in notice.text for notice in run.told))
+
+
+def test_a_fault_of_ours_costs_one_request(run, monkeypatch):
+    def fail(*_):
+        raise ZeroDivisionError("a fault of ours")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sage_sandbox.broker.server.Calling.call", fail)
+        answer = run.call("echo")
+
+    assert answer.error == "the tool broker failed: ZeroDivisionError: a fault of ours"
+    assert run.value("echo", text="alive") == "alive"
 
 
 def test_a_client_without_a_broker_says_so(tmp_path, monkeypatch):

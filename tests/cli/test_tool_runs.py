@@ -12,6 +12,8 @@ from commands import run_cli
 from sage_sandbox import runner
 from sage_sandbox.brokering import shared_servers
 from sage_sandbox.errors import UsageError
+from sage_sandbox.grants.servers import Approvals
+from sage_sandbox.toolservers.reading import read_catalog
 
 ALLOW = ("--allow", "tool:puppet/*")
 
@@ -47,7 +49,8 @@ def template(world, *phases):
 
 
 def approve(world, name="puppet"):
-    assert world.main("tools", "--approve", name) == 0
+    """As ``tools --approve`` does, without asking the server what it offers."""
+    Approvals.of_user().add([read_catalog(world.project).find(name)], world.project)
 
 
 def results(capsys):

@@ -161,5 +161,8 @@ def test_health_is_what_the_runs_of_the_project_found(puppets):
             run.call("drop")
         servers = {server["name"]: server for server in json.loads(tools(puppets, "--json").stdout)["servers"]}
 
+        again = tools(puppets, "--server", "puppet", "--reset", "puppet")
+
     assert servers["puppet"]["breaker"] == "open"
     assert "failed 5 times in a row" in servers["puppet"]["error"]
+    assert "✓ approved, answers (puppet 7, protocol 2025-11-25, breaker: closed)" in again.stdout
