@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,14 @@ from sage_sandbox.sandbox.calls import Answer, Call
 from sage_sandbox.toolservers.definition import Server
 
 PUPPET = str(Path(__file__).parent / "puppet_server.py")
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:
+    """Wait until something becomes true."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it never came true"
+        time.sleep(0.01)
 
 
 def puppet(name: str = "puppet", *args: str, **more: Any) -> Server:

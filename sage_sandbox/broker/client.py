@@ -138,6 +138,8 @@ class BrokerClient:
         self._path = path
         self._token = token
         self._idle: list[Connection] = []
+        self._busy: set[Connection] = set()
+        self._given_up: set[Connection] = set()
         self._lock = threading.Lock()
 
     def call(self, operation: str, call: Call, *, timeout_s: float = CALL_S, cancel_fd: int = -1) -> Answer:
@@ -163,6 +165,13 @@ class BrokerClient:
             return ()
         return specs_of(body)
 
+    def give_up(self) -> None:
+        """End every call under way, as cancelled: whoever made them is not there any more. For other threads."""
+        with self._lock:
+            self._given_up |= self._busy
+            for connection in self._busy:
+                connection.hang_up()
+
     def close(self) -> None:
         """Hang up."""
         with self._lock:
@@ -172,13 +181,23 @@ class BrokerClient:
 
     def _ask(self, head: Mapping[str, Any], body: bytes, until: float, cancel_fd: int) -> tuple[dict[str, Any], bytes]:
         connection = self._taken(cancel_fd)
+        with self._lock:
+            self._busy.add(connection)
         try:
             answer = connection.ask({**head, "token": self._token}, body, until=until, cancel_fd=cancel_fd)
-        except BaseException:
+        except BaseException as error:
+            with self._lock:
+                given_up = connection in self._given_up
+                self._busy.discard(connection)
+                self._given_up.discard(connection)
             connection.close()
+            if given_up and isinstance(error, Hungup):
+                raise GivenUp from error
             raise
         with self._lock:
-            self._idle.append(connection)
+            self._busy.discard(connection)
+            self._given_up.discard(connection)
+            self._idle.append(connection)  # one that was hung up meanwhile is noticed when it is taken again
         return answer
 
     def _taken(self, cancel_fd: int) -> Connection:

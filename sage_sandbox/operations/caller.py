@@ -32,6 +32,11 @@ class Caller:
             self._line = line
             self._client = BrokerClient(line.path, line.token) if line is not None else None
 
+    def end(self) -> None:
+        """The operation is over: what it still waits for nobody will read, and the server is told."""
+        if self._client is not None:
+            self._client.give_up()
+
     def call(self, call: Call, *, timeout_s: float = CALL_S, cancel_fd: int = -1) -> Answer:
         """Have a tool called for the operation that runs."""
         if self._client is None:

@@ -170,7 +170,10 @@ class Worker:
         try:
             if task.job.type == "mcp":
                 return self._caller.run(task.job, cancel_fd=self._cancel_fd)
-            return self._supervisor.run(task.job, cancel_fd=self._cancel_fd)
+            try:
+                return self._supervisor.run(task.job, cancel_fd=self._cancel_fd)
+            finally:
+                self._caller.end()
         except SandboxUnavailable as error:
             self.send(_withheld(error))
             return rejected("error", error.message, error.hint)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import threading
-import time
 from pathlib import Path
 
 import pytest
-from brokered import puppet, registered, threaded
+from brokered import puppet, registered, threaded, wait_for
 
 from sage_sandbox.broker.client import BrokerClient, specs_of
 from sage_sandbox.sandbox.calls import Answer, Call
@@ -18,13 +17,6 @@ from sage_sandbox.toolservers.definition import Server
 
 def journal_of(path):
     return path.read_text().splitlines() if path.exists() else []
-
-
-def wait_for(condition, seconds=20):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it never came true"
-        time.sleep(0.01)
 
 
 # -- answers -------------------------------------------------------------------------------------------------------

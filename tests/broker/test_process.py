@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from brokered import Registered, puppet, registered, threaded
+from brokered import Registered, puppet, registered, threaded, wait_for
 from commands import loaded_by
 
 from sage_sandbox.audit.log import open_audit
@@ -30,13 +30,6 @@ from sage_sandbox.disk.files import Folder, Untrusted
 from sage_sandbox.disk.places import project_place
 from sage_sandbox.errors import SageError
 from sage_sandbox.sandbox.calls import Call
-
-
-def wait_for(condition, seconds=20):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it never came true"
-        time.sleep(0.01)
 
 
 def environ_of(pid):

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from dataclasses import replace
 
 import pytest
-from brokered import puppet, threaded
+from brokered import puppet, threaded, wait_for
 
 from sage_sandbox.errors import ReferenceMissing
 from sage_sandbox.operations.base import Circumstances, Setting
@@ -100,9 +101,31 @@ def test_a_cancel_ends_the_call(caller):
     os.close(gate)
 
 
+def test_what_an_operation_left_waiting_ends_with_it(tmp_path):
+    journal = tmp_path / "journal"
+    with threaded(tmp_path, puppet("puppet", "--journal", str(journal))) as run:
+        caller = Caller()
+        caller.begin("a/b", run.tools.line)
+        answers = []
+        child = threading.Thread(
+            target=lambda: answers.append(caller.call(Call("puppet/sleep", b'{"seconds": 60}'), timeout_s=60))
+        )
+        child.start()
+        wait_for(lambda: journal.exists() and "call sleep" in journal.read_text())
+        caller.end()
+        child.join(20)
+        wait_for(lambda: "cancelled" in journal.read_text())
+        caller.begin("a/b", run.tools.line)
+        assert caller.run(job("puppet/echo", text="alive")).value() == "alive"
+        caller.close()
+
+    assert [answer.kind for answer in answers] == ["cancelled"]
+
+
 def test_without_a_broker_there_are_no_tools():
     caller = Caller()
     caller.begin("a/b", None)
+    caller.end()
 
     assert caller.call(Call("p/t", b"{}")).kind == "denied"
     assert caller.list_tools() == ()
