@@ -39,7 +39,6 @@ def _settle_in() -> None:
     from sage_sandbox.sandbox.inside.syscalls import set_dumpable
 
     set_dumpable(False)
-    os.umask(0o077)
     logging.disable()  # the SDK's words about a server may hold what it said
 
 

@@ -65,6 +65,7 @@ class Broker:
         self._calling = Calling(self._services, self._records, clock=clock, jitter=jitter, sleep=sleep)
         self._visits: set[asyncio.Task[None]] = set()
         self._empty = asyncio.Event()
+        self._empty.set()
 
     async def serve(self) -> None:
         """Serve until the last run has hung up."""

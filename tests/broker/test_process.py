@@ -326,6 +326,20 @@ def test_a_broker_whose_first_visitor_is_no_run_ends(listener):
     asyncio.run(Broker(listener[0], connect=connected, make_record=no_record).serve())
 
 
+def test_a_broker_that_may_not_end_yet_tries_again(listener):
+    visitor = connect(str(listener[1]))
+    visitor.close()
+    asked = []
+
+    def may_end():
+        asked.append(True)
+        return len(asked) == 3
+
+    asyncio.run(Broker(listener[0], connect=connected, make_record=no_record, may_end=may_end).serve())
+
+    assert len(asked) == 3
+
+
 def test_the_program_serves_what_it_is_handed_until_its_last_run_hangs_up(listener, project):
     sock, path = listener
     pid = os.fork()
