@@ -9,18 +9,17 @@ import socket
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from sage_sandbox.audit.log import AuditLog, open_audit
 from sage_sandbox.broker.calling import NoRecord, Record
 from sage_sandbox.broker.runs import Registration
 from sage_sandbox.broker.server import Broker
+from sage_sandbox.broker.sockets import lock_name
 from sage_sandbox.disk.files import Folder
 from sage_sandbox.disk.locking import acquire
 from sage_sandbox.disk.places import project_place
 from sage_sandbox.errors import Locked, SageError
-
-LOCK_SUFFIX: Final = ".lock"
 
 
 def main(listener_fd: int, path: str) -> int:
@@ -54,7 +53,7 @@ class End:
     def __call__(self) -> bool:
         """Whether it is done."""
         try:
-            with Folder.open(self._path.parent) as folder, acquire(folder, self._path.name + LOCK_SUFFIX, wait_s=0):
+            with Folder.open(self._path.parent) as folder, acquire(folder, lock_name(self._path.name), wait_s=0):
                 self._remove(folder)
                 self._listener.close()
         except Locked:

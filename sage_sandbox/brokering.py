@@ -21,7 +21,7 @@ from typing import Any, Final, Self
 
 from sage_sandbox.broker.client import Connection, Hungup, Late, Line, specs_of
 from sage_sandbox.broker.runs import Registration
-from sage_sandbox.broker.sockets import bind, connect, socket_name
+from sage_sandbox.broker.sockets import bind, connect, lock_name, socket_name
 from sage_sandbox.disk.files import Folder, Untrusted
 from sage_sandbox.disk.locking import acquire
 from sage_sandbox.disk.places import open_runtime, user_config
@@ -206,7 +206,7 @@ class Tools:
     def _arrive(self) -> Connection:
         """Come to the broker that is there, or start one; registered, or about to be before anybody else is heard."""
         head = {"do": "register", **self._registration.document()}
-        with acquire(self._folder, f"{self._name}.lock", wait_s=LOCK_WAIT_S, who="tools"):
+        with acquire(self._folder, lock_name(self._name), wait_s=LOCK_WAIT_S, who="tools"):
             until = time.monotonic() + START_S
             with suppress(OSError, Untrusted, Hungup, Late):
                 connection = Connection(connect(self.line.path))

@@ -24,6 +24,11 @@ def socket_name(project: str) -> str:
     return "broker-" + hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 
+def lock_name(name: str) -> str:
+    """The lock under which others come to a socket. Projects share 16 of them: a lock file is never removed."""
+    return f"brokers-{name[-1]}.lock"
+
+
 def bind(folder: Folder, name: str) -> socket.socket:
     """Listen under a name, in the place of whatever has it. The caller holds the lock of that name."""
     with suppress(FileNotFoundError):
