@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -12,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sage_sandbox.errors import Locked, NoSuchRun, UsageError
+from sage_sandbox.errors import Locked, NoSuchRun, SageError, UsageError
 from sage_sandbox.escaping import clip
 from sage_sandbox.policy import Grant, parse_duration, parse_grant
 from sage_sandbox.runner import FEATURE, Runner, parallel_limit, warm
@@ -51,7 +52,7 @@ class How:
     """How a run is to run, whatever it is: what `run` and `resume` have in common.
 
     ``environ`` is where keys and the values of granted names are read. ``ask_passphrase`` is asked where no key can be
-    kept; ``ask`` for grants that are missing.
+    kept; ``ask`` for grants that are missing. Without ``cache`` everything runs, and nothing is kept for other runs.
     """
 
     project: Path
@@ -64,6 +65,7 @@ class How:
     ask: Asker | None = None
     ask_passphrase: Callable[[], str] | None = None
     environ: Mapping[str, str] | None = None
+    cache: bool = True
 
     @property
     def slots(self) -> int:
@@ -91,15 +93,17 @@ def run(
     observers: Iterable[Observer] = (),
     state: bool = True,
     restart: bool = False,
+    cache: bool = True,
 ) -> RunResult:
     """Run a template (a path, or a name in the project's ``.sage/templates``) and wait for how it ends.
 
     ``allow`` and ``limits`` read as on the command line: ``["read:src"]``, ``["memory=1G"]``. Nobody is asked: what is
     neither allowed here nor remembered raises NotGranted. ``timeout`` is a number of milliseconds, or ``"10m"``. What
     an operation did wrong is in the result, not raised. Every phase that ends is saved, unless ``state`` is false;
-    ``restart`` puts aside what an unfinished run of the feature left.
+    ``restart`` puts aside what an unfinished run of the feature left. Without ``cache`` no operation is answered from
+    what an earlier run kept, and nothing is kept; where there is no state there is no cache either.
     """
-    how = _how(project, allow, parallel, sequential, timeout, require, observers)
+    how = _how(project, allow, parallel, sequential, timeout, require, observers, cache)
     return prepare(template, feature, how, params=params, limits=limits, state=state, restart=restart).runner.run()
 
 
@@ -115,12 +119,13 @@ def resume(
     timeout: float | str | None = None,
     require: Iterable[str] = (),
     observers: Iterable[Observer] = (),
+    cache: bool = True,
 ) -> RunResult:
     """Go on with a run that was stopped or killed, and wait for how it ends. Raises NoSuchRun, Locked, StateCorrupted.
 
     ``from_phase`` runs that phase again and all that follow from it; ``update`` takes the template as it is now.
     """
-    how = _how(project, allow, parallel, sequential, timeout, require, observers)
+    how = _how(project, allow, parallel, sequential, timeout, require, observers, cache)
     return prepare_resume(feature, how, from_phase=from_phase, update=update).runner.run()
 
 
@@ -142,7 +147,7 @@ def prepare(
     _check(how)
     if feature is not None:
         check_feature(feature)
-    with _warmed(how) as start:
+    with _warmed(how, os.fspath(template) if state else "") as start:
         from sage_sandbox.workflow.loading import load
         from sage_sandbox.workflow.parameters import resolve_params
         from sage_sandbox.workflow.templates import find
@@ -163,6 +168,7 @@ def prepare(
                 definition = _definition(workflow, values, overrides, review, how.timeout_s, how.env)
                 journal.begin(definition, workflow)
                 runner.saved_by(journal)
+                notice = "; ".join(_said(notice, _ask_cache(how, journal, runner, workflow)))
             return Prepared(workflow, runner, _said(notice, *review.notices, _lacking(definition)), journal=journal)
 
 
@@ -198,7 +204,8 @@ def prepare_resume(
             fresh = _definition(workflow, values, overrides, review, timeout_s, how.env) if update else None
             journal.go_on(found, workflow, aside, fresh)
             runner.saved_by(journal)
-            return Prepared(workflow, runner, _said(*notices, _lacking(fresh)), kept, journal)
+            uncached = _ask_cache(how, journal, runner, workflow)
+            return Prepared(workflow, runner, _said(*notices, _lacking(fresh), uncached), kept, journal)
 
 
 # -- in a process of its own ---------------------------------------------------------------------------------------
@@ -283,6 +290,7 @@ def run_detached(request: Mapping[str, Any], ready: Callable[[dict[str, Any]], N
         require=frozenset(request["require"]),
         observers=(Progress(),),
         environ={**os.environ, **request["environ"]},
+        cache=request["cache"],
     )
     feature = request["feature"]
     if request["verb"] == "run":
@@ -318,6 +326,7 @@ def _request(how: How, feature: str, review: Review, passphrase: Mapping[str, st
         "sequential": how.sequential,
         "timeout_s": how.timeout_s,
         "require": sorted(how.require),
+        "cache": how.cache,
         "environ": {**given, **passphrase},
     }
 
@@ -348,9 +357,14 @@ Start = Callable[..., Runner]
 
 
 @contextmanager
-def _warmed(how: How) -> Iterator[Start]:
-    """Start workers first: they come up while pydantic is loaded and the template is read."""
-    dispatcher = warm(str(how.project), parallel=how.slots, environ=how.env)
+def _warmed(how: How, template: str = "") -> Iterator[Start]:
+    """Start workers first: they come up while pydantic is loaded and the template is read.
+
+    Where the last run of the ``template`` left an answer for everything, most likely none is needed: then the first
+    operation without one starts them.
+    """
+    answered = how.cache and template != "" and _is_answered(how, template)
+    dispatcher = warm(str(how.project), parallel=how.slots, slots=0 if answered else 1, environ=how.env)
 
     def start(
         workflow: Workflow,
@@ -407,6 +421,7 @@ def _how(
     timeout: float | str | None,
     require: Iterable[str],
     observers: Iterable[Observer],
+    cache: bool,
 ) -> How:
     return How(
         project=Path(os.path.realpath(project)),
@@ -416,6 +431,7 @@ def _how(
         timeout_s=None if timeout is None else _seconds(timeout),
         require=frozenset(require),
         observers=tuple(observers),
+        cache=cache,
     )
 
 
@@ -438,6 +454,64 @@ def _open_journal(how: How, feature: str) -> tuple[Journal, str]:
         return Journal.open(how.project, place, feature, keys, known_values(how.env))
     except Locked as error:
         raise Locked(error.message, "; ".join(_said(error.hint, _active(how.project))), error.owner) from error
+
+
+def _is_answered(how: How, template: str) -> bool:
+    from sage_sandbox.store.cache import is_whole
+    from sage_sandbox.workflow.templates import find
+
+    with suppress(SageError, OSError):
+        return is_whole(how.project, *_hint(find(template, how.project)))
+    return False
+
+
+def _hint(source: str | os.PathLike[str]) -> tuple[str, bytes]:
+    """Under which name it is noted that a template's last run was answered or kept in whole, and for which file."""
+    found = Path(source).stat()
+    name = hashlib.sha256(os.fsencode(os.path.realpath(source))).hexdigest()[:32]
+    return f"whole-{name}", f"{found.st_size} {found.st_mtime_ns} {found.st_ino}\n".encode()
+
+
+def _ask_cache(how: How, journal: Journal, runner: Runner, workflow: Workflow) -> str:
+    """Have a run ask the project's cache; what to say where there can be none: nothing hangs on it."""
+    from sage_sandbox.caching.cache import Cache, cache_ttl
+    from sage_sandbox.disk.places import project_place
+    from sage_sandbox.results.scrub import Scrubber, known_values
+    from sage_sandbox.store.cache import CacheStore
+
+    ttl_s = cache_ttl(how.env)
+    if not how.cache:
+        return ""
+    try:
+        place = project_place(how.project, how.env)
+        try:
+            store = CacheStore(how.project, place.id, place.folder, journal.keys)
+        except BaseException:
+            place.folder.close()
+            raise
+    except (OSError, SageError) as error:
+        return f"there is no cache: {error}"
+    cache = Cache(
+        store,
+        place.folder,
+        journal.keys.cache_key(place.id),
+        version=_version(),
+        ttl_s=ttl_s,
+        scrubber=Scrubber(known_values(how.env)),
+    )
+    with suppress(OSError):
+        cache.whole = _hint(workflow.source)
+    runner.cached_by(cache)
+    return ""
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("sage-sandbox")
+    except PackageNotFoundError:
+        return "unknown"  # the files that run inside are a part of the key all the same
 
 
 def _active(project: Path) -> str:

@@ -81,6 +81,7 @@ class Journal:
     ) -> None:
         self.feature = store.feature
         self.project_id = place.id
+        self.keys = store.keys
         self.run = ""
         self.saves = True
         """Whether phases that are cut short are written down (`cancel --no-save` says no)."""

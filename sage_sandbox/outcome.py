@@ -42,7 +42,8 @@ class Outcome:
 
     ``result`` is JSON text (UTF-8), already checked for size, depth and node count, still untrusted. ``stdout`` and
     ``stderr`` are the last 64 KiB of each, raw. Durations are seconds, sizes bytes. ``scrubbed`` counts the secrets
-    that were replaced in all of this by ``[secret:NAME]``.
+    that were replaced in all of this by ``[secret:NAME]``. ``cached_s`` is the age of an outcome that was not run for
+    but found in the cache, else None; its durations are those of the run that left it.
     """
 
     status: Literal["fulfilled", "rejected"]
@@ -63,6 +64,7 @@ class Outcome:
     written: tuple[str, ...] = ()
     attempts: tuple[Attempt, ...] = ()
     scrubbed: int = 0
+    cached_s: float | None = None
 
     @property
     def ok(self) -> bool:

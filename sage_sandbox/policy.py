@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from fnmatch import fnmatchcase
+from fnmatch import fnmatchcase, translate
 from typing import Final, Literal
 
 from sage_sandbox.errors import UsageError
@@ -209,10 +209,13 @@ def fold(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", visible).casefold())
 
 
+# One expression: every name of every granted tree is asked about.
+_HIDDEN = re.compile("|".join(translate(pattern) for pattern in HIDDEN_NAMES))
+
+
 def is_hidden(name: str) -> bool:
     """Whether a folder grant leaves out entries of this name, in whatever case it is written."""
-    folded = name.casefold()
-    return any(fnmatchcase(folded, pattern) for pattern in HIDDEN_NAMES)
+    return _HIDDEN.match(name.casefold()) is not None
 
 
 def is_git_config(parts: Sequence[str]) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from sage_sandbox.caching.cache import Cache
 from sage_sandbox.control import Server
 from sage_sandbox.dispatch.base import Slots
 from sage_sandbox.dispatch.dispatcher import Dispatcher
@@ -63,9 +64,10 @@ def workflow_timeout(asked_s: float | None, workflow: Workflow, environ: Mapping
 def warm(
     project: str, *, parallel: int = PARALLEL_DEFAULT, slots: int = 1, environ: Mapping[str, str] | None = None
 ) -> Dispatcher:
-    """Start workers before the template is read; give the dispatcher to `Runner`, or close it."""
+    """Start workers before the template is read, or none; give the dispatcher to `Runner`, or close it."""
     dispatcher = Dispatcher(os.path.realpath(project), parallel=parallel, secrets=_secrets(environ))
-    dispatcher.grow(slots)
+    if slots:
+        dispatcher.grow(slots)
     return dispatcher
 
 
@@ -115,6 +117,7 @@ class Runner:
         self._tell = Listeners((self._count, *observers))
         self._journal: Journal | None = None
         self._server: Server | None = None
+        self._cache: Cache | None = None
         self._earlier = earlier or Earlier()
         self._completed = len(self._earlier.phases)
         self._phase = ""
@@ -151,6 +154,10 @@ class Runner:
         self.workflow_id = journal.run
         self._terms = replace(self._terms, setting=replace(self._terms.setting, run=journal.run))
 
+    def cached_by(self, cache: Cache) -> None:
+        """Ask a cache before anything is run, and have it keep what comes of it; it is closed at the end."""
+        self._cache = cache
+
     def run(self) -> RunResult:
         """Run to the end. Raises SandboxUnavailable if this machine cannot confine; leaves no process in any case."""
         if self._journal is None:
@@ -179,15 +186,27 @@ class Runner:
             loop = self._loop = self._make_loop(slots)
             if self._cancelled:
                 loop.cancel()
+            if self._cache is not None:
+                self._cache.start(slots.wake)
             loop.run()
+            self._finish_cache(loop)
         finally:
             slots.close()
+            if self._cache is not None:
+                self._cache.close(finish=False)
         result = self._result(loop, self._clock() - started)
         if self._journal is not None:
             self._journal.end(result)
         resumable = self._journal is not None and not result.ok
         self._tell(RunSettled(self.workflow_id, self._feature, result.status, result.metrics.duration_s, resumable))
         return result
+
+    def _finish_cache(self, loop: Loop) -> None:
+        """Have what was left kept; not where somebody waits for the run to be over."""
+        if self._cache is not None:
+            self._cache.close(finish=loop.stop is None)
+            for text in self._cache.notices():
+                self._tell(Notice("warning", text))
 
     def cancel(self, save: bool = True) -> None:
         """End the run soon, its operations killed; safe in a signal handler, from other threads, and more than once.
@@ -243,6 +262,7 @@ class Runner:
             commit=self._commit,
             tell=self._tell,
             gate=self._gate,
+            cache=self._cache,
             clock=self._clock,
             jitter=self._jitter,
         )
@@ -262,7 +282,12 @@ class Runner:
             status=status,
             exit_code=exit_code,
             phases=phases,
-            metrics=replace(_metrics(phases, duration_s, loop.parallel_max), restored=len(self._earlier.phases)),
+            metrics=replace(
+                _metrics(phases, duration_s, loop.parallel_max),
+                restored=len(self._earlier.phases),
+                cached=self._cache.hits if self._cache is not None else 0,
+                cache_asked=self._cache.asked if self._cache is not None else 0,
+            ),
             errors=tuple(_errors(self._workflow, phases, stop)),
             hint="" if status == "completed" else self._hint(),
         )

@@ -27,6 +27,9 @@ class Verb(NamedTuple):
 
 VERBS: Final = {
     "audit": Verb("sage_sandbox.cli.audit", "Show or verify what was done, and on whose word."),
+    "cache": Verb(
+        "sage_sandbox.cli.cache", "Show or throw away what is kept so that the same operation need not run again."
+    ),
     "cancel": Verb("sage_sandbox.cli.cancel", "End a run; what is done is saved."),
     "demo": Verb(
         "sage_sandbox.cli.demo", "Show an untrusted workflow at work, and hostile code denied.", confines=True

@@ -401,6 +401,21 @@ def _known(kind: type[_T], raw: Mapping[str, Any]) -> _T:
     return kind(**{name: value for name, value in raw.items() if name in known})
 
 
+# -- an outcome by itself ------------------------------------------------------------------------------------------
+
+
+def encode_outcome(outcome: Outcome) -> bytes:
+    """An outcome's record: all but its result in a line, then the result byte for byte as it was made."""
+    return b'{"outcome":%b,\n"result":%b}' % (_json(_outcome(outcome)), outcome.result)
+
+
+def decode_outcome(payload: bytes, path: str) -> Outcome:
+    """An outcome; StateCorrupted if it is none."""
+    head, _, result = payload.partition(b',\n"result":')
+    with _naming("outcome", path):
+        return _read_outcome(json.loads(head + b"}")["outcome"], result[:-1])
+
+
 # -- common --------------------------------------------------------------------------------------------------------
 
 

@@ -64,7 +64,10 @@ class Operation:
     timeout_s: float | None = None
     retries: int = 0
     keep: Keep | None = None
-    cache: bool = True
+    cache: bool | None = None
+    """Whether it may be answered from the cache; None where the template leaves that to its policy."""
+    cache_ttl_s: float | None = None
+    """How old an answer may be at most, where the template says so."""
     line: int = 0
     """Where the operation stands in its template (1-based)."""
 

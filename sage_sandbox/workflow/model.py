@@ -62,6 +62,14 @@ def _argument(value: str) -> str:
     return value
 
 
+def _cache(value: Any) -> tuple[bool, float | None]:
+    if isinstance(value, bool):
+        return value, None
+    if isinstance(value, dict) and set(value) == {"ttl"}:
+        return True, _duration(value["ttl"])
+    raise _wrong("must be true, false, or {ttl: 7d}")
+
+
 _NUMBER_OR_TEXT: Final = [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}]
 Duration = Annotated[
     float,
@@ -72,6 +80,25 @@ Size = Annotated[
     int,
     PlainValidator(_size),
     WithJsonSchema({"anyOf": _NUMBER_OR_TEXT, "description": "bytes, or text such as 256M"}),
+]
+CacheAsked = Annotated[
+    tuple[bool, float | None],
+    PlainValidator(_cache),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "boolean"},
+                {
+                    "type": "object",
+                    "properties": {"ttl": {"anyOf": _NUMBER_OR_TEXT}},
+                    "required": ["ttl"],
+                    "additionalProperties": False,
+                },
+            ],
+            "description": "false: never answered from the cache; true, or {ttl: 7d}: also where it has grants to "
+            "write or to reach out; default: where it has none",
+        }
+    ),
 ]
 Plain = Annotated[str, AfterValidator(_plain)]
 Id = Annotated[str, Field(pattern=ID_PATTERN)]
@@ -123,7 +150,7 @@ class _OperationModel(_Model):
     limits: LimitsModel = LimitsModel()
     timeout: Duration | None = Field(default=None, description="default: that of its phase")
     retries: int = Field(default=0, ge=0, le=RETRIES_MAX, description="after an error, a timeout or a lost worker")
-    cache: bool = Field(default=True, description="false: never answered from the cache")
+    cache: CacheAsked | None = None
     keep: KeepModel | None = None
 
 

@@ -57,6 +57,9 @@ def test_the_document_has_the_names_of_the_specification() -> None:
         "rejected": 1,
         "retries": 1,
         "parallelOps": 2,
+        "cached": 0,
+        "cacheAsked": 0,
+        "cacheHitRate": None,
     }
     assert made["errors"] == [
         {"phase": "a", "operation": "y", "reason": "denied", "message": "no", "hint": "add --allow"}

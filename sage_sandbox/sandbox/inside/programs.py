@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from types import ModuleType, TracebackType
 
 CODE_FOLDER = wire.BOX + "/code"
+SEARCHED = "/usr/local/bin:/usr/bin:/bin"
+"""Where commands are looked for."""
 _BASE_ENVIRONMENT = {
-    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "PATH": SEARCHED,
     "HOME": wire.BOX,
     "TMPDIR": wire.BOX + wire.TMP,
     "SAGE_OUT": wire.BOX + "/out",
