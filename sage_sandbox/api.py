@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -457,24 +456,18 @@ def _open_journal(how: How, feature: str) -> tuple[Journal, str]:
 
 
 def _is_answered(how: How, template: str) -> bool:
-    from sage_sandbox.store.cache import is_whole
+    from sage_sandbox.caching.hints import is_whole
     from sage_sandbox.workflow.templates import find
 
     with suppress(SageError, OSError):
-        return is_whole(how.project, *_hint(find(template, how.project)))
+        return is_whole(how.project, find(template, how.project))
     return False
-
-
-def _hint(source: str | os.PathLike[str]) -> tuple[str, bytes]:
-    """Under which name it is noted that a template's last run was answered or kept in whole, and for which file."""
-    found = Path(source).stat()
-    name = hashlib.sha256(os.fsencode(os.path.realpath(source))).hexdigest()[:32]
-    return f"whole-{name}", f"{found.st_size} {found.st_mtime_ns} {found.st_ino}\n".encode()
 
 
 def _ask_cache(how: How, journal: Journal, runner: Runner, workflow: Workflow) -> str:
     """Have a run ask the project's cache; what to say where there can be none: nothing hangs on it."""
     from sage_sandbox.caching.cache import Cache, cache_ttl
+    from sage_sandbox.caching.hints import hint_of
     from sage_sandbox.disk.places import project_place
     from sage_sandbox.results.scrub import Scrubber, known_values
     from sage_sandbox.store.cache import CacheStore
@@ -500,7 +493,7 @@ def _ask_cache(how: How, journal: Journal, runner: Runner, workflow: Workflow) -
         scrubber=Scrubber(known_values(how.env)),
     )
     with suppress(OSError):
-        cache.whole = _hint(workflow.source)
+        cache.whole = hint_of(Path(workflow.source))
     runner.cached_by(cache)
     return ""
 

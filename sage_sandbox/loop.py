@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from sage_sandbox.caching.cache import Cache, Question, Reply, may_be_cached
+from sage_sandbox.caching.base import Question, Reply, may_be_cached
 from sage_sandbox.dispatch.alarms import Alarms
 from sage_sandbox.dispatch.base import Slots
 from sage_sandbox.dispatch.memory import MemoryGate
@@ -30,6 +30,9 @@ from sage_sandbox.policy import Limits, Policy, format_duration
 from sage_sandbox.sandbox.job import Job
 from sage_sandbox.settling import GOES_ON, Frontier, PhaseRun, Stop, Trial, backoff_s, may_retry
 from sage_sandbox.workflow.definition import Phase
+
+if TYPE_CHECKING:
+    from sage_sandbox.caching.cache import Cache
 
 MEMORY_AGAIN_S: Final = 0.25
 """How long to wait before looking at the machine's memory again, where nothing else happens."""

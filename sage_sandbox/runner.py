@@ -10,9 +10,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from sage_sandbox.caching.cache import Cache
 from sage_sandbox.control import Server
 from sage_sandbox.dispatch.base import Slots
 from sage_sandbox.dispatch.dispatcher import Dispatcher
@@ -32,6 +31,9 @@ from sage_sandbox.store.artifacts import publish
 from sage_sandbox.store.records import progress
 from sage_sandbox.workflow.definition import Workflow
 from sage_sandbox.workflow.planning import plan
+
+if TYPE_CHECKING:
+    from sage_sandbox.caching.cache import Cache
 
 __all__ = ["RunResult", "Runner", "parallel_limit", "warm", "workflow_timeout"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,13 +18,14 @@ from queue import Empty, SimpleQueue
 from typing import Final
 
 from sage_sandbox.caching import programs
+from sage_sandbox.caching.base import Question, Reply
 from sage_sandbox.caching.index import Index
 from sage_sandbox.caching.keys import operation_key
 from sage_sandbox.caching.trees import Abandoned, TooLarge, Trees
 from sage_sandbox.disk.files import Folder
 from sage_sandbox.errors import SageError, UsageError
 from sage_sandbox.outcome import Outcome
-from sage_sandbox.policy import Policy, parse_duration
+from sage_sandbox.policy import parse_duration
 from sage_sandbox.results.scrub import Scrubber
 from sage_sandbox.sandbox.job import Job
 from sage_sandbox.store.cache import TTL_DEFAULT_S, CacheStore
@@ -32,24 +33,6 @@ from sage_sandbox.store.records import decode_outcome, encode_outcome
 
 JOIN_S: Final = 60.0
 """How long a run that ends waits until what it left is kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """Whether an operation need not run; ``about`` comes back with the answer. ``ttl_s``: None for the user's."""
-
-    about: Hashable
-    job: Job
-    ttl_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """The answer: an outcome, or None. With ``key`` (empty: never) the outcome of a run may be offered."""
-
-    question: Question
-    outcome: Outcome | None = None
-    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +50,6 @@ def cache_ttl(environ: Mapping[str, str]) -> float:
         raise UsageError(f"SAGE_CACHE_TTL: {error}", "set it to 7d, for instance") from error
 
 
-def may_be_cached(policy: Policy, asked: bool | None) -> bool:
-    """Whether an operation may be answered from the cache, by its grants and by what its template says."""
-    return policy.repeatable if asked is None else asked
-
-
 def may_be_kept(outcome: Outcome) -> bool:
     """Whether an outcome may stand for another run of its operation.
 
@@ -85,7 +63,7 @@ class Cache:
     """Begun by `start`, ended by `close`; in between, everything belongs to the thread of the run.
 
     ``user`` is the user's folder for the project and is closed at the end. ``scrubber`` knows what nothing may hold.
-    ``whole`` is the mark that is left (as for `store.cache.is_whole`) if every operation that was asked about was
+    ``whole`` is the mark that is left (`hints.hint_of`) if every operation that was asked about was
     answered or kept.
     """
 

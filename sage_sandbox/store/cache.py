@@ -135,7 +135,7 @@ class CacheStore:
                 total -= size
 
     def mark_whole(self, hint: str, text: bytes) -> None:
-        """Note what `is_whole` is asked about. OSError."""
+        """Leave a mark (`caching.hints`). OSError."""
         self._folder.write_new(hint, text, durable=False)
 
     def close(self) -> None:
@@ -144,18 +144,6 @@ class CacheStore:
 
     def _subject(self, key: str) -> Subject:
         return Subject(self._project, "", _NO_RUN, "cache", key, 0)
-
-
-def is_whole(project: Path, hint: str, text: bytes) -> bool:
-    """Whether the last run of a template left an answer for each of its operations, as far as a mark says so.
-
-    It decides nothing but how early workers are started: anybody may have put it there.
-    """
-    try:
-        with sage_folder(project, FOLDER) as folder:
-            return folder.read(hint, 1024) == text
-    except (OSError, SageError):
-        return False
 
 
 def stats(project: Path, *, now: Callable[[], float] = time.time) -> Stats:

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from sage_sandbox.caching.hints import hint_of, is_whole
 from sage_sandbox.disk.files import Folder
 from sage_sandbox.disk.locking import acquire
 from sage_sandbox.disk.places import project_place
 from sage_sandbox.errors import Locked
 from sage_sandbox.store import cache as module
-from sage_sandbox.store.cache import CacheStore, clear, is_whole, stats
+from sage_sandbox.store.cache import CacheStore, clear, stats
 from sage_sandbox.store.keys import Keys
 
 KEYS = Keys([b"k" * 32])
@@ -213,14 +214,17 @@ def test_what_is_larger_than_the_cache_is_not_kept(made):
     assert store.get(ONE, 100) is None
 
 
-def test_the_mark_of_a_whole_run_is_for_one_text(made, tmp_path):
-    hint = f"whole-{'a' * 32}"
-    assert not is_whole(tmp_path / "project", hint, b"1\n")
+def test_the_mark_of_a_whole_run_is_for_a_template_as_it_is(made, tmp_path):
+    template = tmp_path / "t.yaml"
+    template.write_text("a: 1")
+    assert not is_whole(tmp_path / "project", template)
 
-    made().mark_whole(hint, b"1\n")
+    made().mark_whole(*hint_of(template))
 
-    assert is_whole(tmp_path / "project", hint, b"1\n")
-    assert not is_whole(tmp_path / "project", hint, b"2\n")
+    assert is_whole(tmp_path / "project", template)
+    template.write_text("a: 22")
+    assert not is_whole(tmp_path / "project", template)
+    assert not is_whole(tmp_path / "project", tmp_path / "nothing")
 
 
 def test_stats_count_what_is_there(made, tmp_path):
