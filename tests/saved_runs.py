@@ -53,16 +53,18 @@ class World:
 
     def run(self, *args: str) -> int:
         """``sage-sandbox run t.yaml f``, in this process; the exit code."""
-        return self.main("run", "t.yaml", "f", "--no-cache", *args)
+        return self.main("run", "t.yaml", "f", *args)
 
     def resume(self, *args: str) -> int:
-        """``sage-sandbox resume f``; without the cache, so that what runs again is seen to run."""
-        return self.main("resume", "f", "--no-cache", *args)
+        """``sage-sandbox resume f``."""
+        return self.main("resume", "f", *args)
 
     def main(self, *args: str) -> int:
         self.ran.clear()
         self.jobs.clear()
-        return main(args)
+        # Operations do here what the test says, not what their content does: the cache could not tell them apart.
+        uncached = ("--no-cache",) if args[0] in ("run", "resume") else ()
+        return main((*args, *uncached))
 
     def state(self, *names: str) -> Path:
         return self.project.joinpath(".sage", "state", *names)
