@@ -52,6 +52,7 @@ class Metrics:
     """Counts and times of a run.
 
     ``parallel_max`` is the most operations that ran at one moment, ``restored`` the phases that an earlier process did.
+    ``cache_asked`` operations might have been answered from the cache, ``cached`` were.
     """
 
     duration_s: float = 0.0
@@ -64,6 +65,8 @@ class Metrics:
     tokens: int = 0
     context_reloads: int = 0
     restored: int = 0
+    cached: int = 0
+    cache_asked: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,9 @@ def metrics_document(metrics: Metrics) -> dict[str, Any]:
         "retries": metrics.retries,
         "parallelOps": metrics.parallel_max,
         "restored": metrics.restored,
+        "cached": metrics.cached,
+        "cacheAsked": metrics.cache_asked,
+        "cacheHitRate": round(metrics.cached / metrics.cache_asked, 3) if metrics.cache_asked else None,
     }
 
 
@@ -161,11 +167,14 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
         "sandboxLevel": outcome.level,
         "capabilities": asdict(outcome.capabilities),
         "violations": [asdict(violation) for violation in outcome.violations],
+        "contacts": [asdict(contact) for contact in outcome.contacts],
         "artifacts": [asdict(artifact) for artifact in outcome.artifacts],
         "written": list(outcome.written),
         "stdout": _text(outcome.stdout),
         "stderr": _text(outcome.stderr),
         "scrubbed": outcome.scrubbed,
+        "calls": outcome.calls,
+        "cachedMs": None if outcome.cached_s is None else _ms(outcome.cached_s),
         "attempts": [
             {"status": a.status, "reason": a.reason, "error": a.error, "durationMs": _ms(a.duration_s)}
             for a in outcome.attempts

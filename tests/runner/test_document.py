@@ -6,7 +6,7 @@ import pytest
 
 from sage_sandbox.document import Metrics, OperationResult, PhaseResult, RunError, RunResult, document
 from sage_sandbox.errors import ExitCode
-from sage_sandbox.outcome import Artifact, Attempt, Capabilities, Outcome, Violation
+from sage_sandbox.outcome import Artifact, Attempt, Capabilities, Contact, Outcome, Violation
 
 FULFILLED = Outcome(
     "fulfilled",
@@ -22,7 +22,14 @@ FULFILLED = Outcome(
     written=("docs/a",),
     attempts=(Attempt("rejected", "error", "no", 0.1), Attempt("fulfilled", None, "", 0.1204)),
 )
-REJECTED = Outcome("rejected", "denied", "no", "add --allow", violations=(Violation("read /x", "read:/x"),))
+REJECTED = Outcome(
+    "rejected",
+    "denied",
+    "no",
+    "add --allow",
+    violations=(Violation("read /x", "read:/x"),),
+    contacts=(Contact("h", 1, "allowed", times=2, sent=3, received=4),),
+)
 RESULT = RunResult(
     "abc",
     "demo",
@@ -57,6 +64,9 @@ def test_the_document_has_the_names_of_the_specification() -> None:
         "rejected": 1,
         "retries": 1,
         "parallelOps": 2,
+        "cached": 0,
+        "cacheAsked": 0,
+        "cacheHitRate": None,
     }
     assert made["errors"] == [
         {"phase": "a", "operation": "y", "reason": "denied", "message": "no", "hint": "add --allow"}
@@ -77,6 +87,10 @@ def test_an_operation_is_shown_with_everything_that_is_known() -> None:
     assert rejected["result"] is None
     assert rejected["error"] == {"reason": "denied", "message": "no", "hint": "add --allow"}
     assert rejected["violations"] == [{"what": "read /x", "allow": "read:/x"}]
+    assert rejected["contacts"] == [
+        {"host": "h", "port": 1, "verdict": "allowed", "why": "", "allow": "", "times": 2, "sent": 3, "received": 4}
+    ]
+    assert fulfilled["contacts"] == []
 
 
 def test_a_phase_that_never_started_says_so() -> None:
