@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
+from itertools import groupby
 from typing import Final, NamedTuple, TypeVar
 
 from sage_sandbox.outcome import Attempt, Contact, Outcome, Violation
@@ -35,13 +36,14 @@ _NAMED: Final = "named-secret"
 _KEY: Final = "private-key"
 _REST_LEAST: Final = 4
 _REST_MOST: Final = 4096
-"""How many characters of a known value are taken out where the beginning of a stream, and of the value, was dropped."""
+"""How many characters of a known value, or of a line, go where the beginning of a stream, and of them, was dropped."""
 
 _GATED: Final = tuple((shape, tuple(gate.encode() for gate in shape.gates)) for shape in SHAPES)
-_GATES: Final = tuple({gate.lower(): None for _, gates in _GATED for gate in gates})
+_GATES: Final = tuple(sorted({gate.lower() for _, gates in _GATED for gate in gates}))
 _ESCAPED: Final = r"\\u00[2-7]"
 """ASCII that JSON need not escape, and somebody did: no literal can be relied on where it stands."""
 _REPLACED: Final = rf"\[secret:(?:{'|'.join(sorted({_KNOWN, *(shape.name for shape in SHAPES)}))})\]"
+_WORD: Final = r"""[^\s"'`,;]+"""
 _MASK: Final = "\x1f"
 """Stands for each character of what was replaced: white space that no secret goes across."""
 
@@ -152,7 +154,7 @@ class Scrubber:
         contacts, in_contacts = _each(self._contact, outcome.contacts)
         attempts, in_attempts = _each(self._attempt, outcome.attempts)
         hits = in_result + in_stdout + in_stderr + in_error + in_hint + in_violations + in_contacts + in_attempts
-        if not hits:
+        if not hits and stdout is outcome.stdout and stderr is outcome.stderr:
             return outcome, NOTHING
         return replace(
             outcome,
@@ -191,7 +193,7 @@ class Scrubber:
         shapes: Sequence[Shape] = ()
         known: Sequence[str] = ()
         folded = data.lower()
-        if any(map(folded.__contains__, _GATES)):
+        if _any_gate().search(folded):
             shapes = [
                 shape for shape, gates in _GATED if any(gate in (folded if shape.any_case else data) for gate in gates)
             ]
@@ -224,8 +226,9 @@ class Scrubber:
         if _was_cut(data):
             text, cut = self._without_rest(text)
         clean, found = _scrub(text, suspects)
-        hits = cut + found
-        return (clean.encode("utf-8", "surrogateescape"), hits) if hits else (data, NOTHING)
+        if _was_cut(data):
+            clean = _without_fragment(clean)
+        return (data, NOTHING) if clean == text and not cut else (clean.encode("utf-8", "surrogateescape"), cut + found)
 
     def _without_rest(self, text: str) -> tuple[str, Hits]:
         """A text that may begin in the middle of a known value, without the rest of that."""
@@ -263,6 +266,29 @@ def _mark(name: str) -> str:
 def _was_cut(stream: bytes) -> bool:
     """Whether the beginning of what was printed was most likely dropped."""
     return len(stream) == STREAM_KEPT
+
+
+def _without_fragment(text: str) -> str:
+    """What begins in the middle of a line, without the rest of that line: no shape is known by its end alone.
+
+    Of a line that goes on and on, without the rest of its first word.
+    """
+    if text.startswith("[secret:"):
+        return text
+    end = text.find("\n", 0, _REST_MOST)
+    if end < 0:
+        word = compiled(_WORD).match(text)
+        end = word.end() if word is not None else 0
+    return "…" + text[end:] if 0 < end <= _REST_MOST else text
+
+
+@cache
+def _any_gate() -> re.Pattern[bytes]:
+    """One search for all gates; those that begin alike stand together, which makes it twice as fast."""
+    begun = (
+        (first, [re.escape(gate[1:]) for gate in gates]) for first, gates in groupby(_GATES, lambda gate: gate[:1])
+    )
+    return re.compile(b"|".join(re.escape(first) + b"(?:" + b"|".join(rests) + b")" for first, rests in begun))
 
 
 def _is_escaped(data: bytes) -> bool:

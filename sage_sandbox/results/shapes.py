@@ -123,13 +123,15 @@ _NAMES: Final = (
     # A word is a token of a language ("unexpected token: identifier").
     _Name(f"token{_PAGING}", ("token",), f"(?s:{_REFERENCE}|[A-Za-z]{{8,15}})"),
     _Name("api[_-]?key", ("apikey", "api_key", "api-key")),
+    # Azure's connection strings (AccountKey, SharedAccessKey), what SDKs for S3 call theirs.
+    _Name("(?:account|access)[_-]?key", ("accountkey", "account_key", "accesskey", "access_key", "access-key")),
 )
 _ASSIGNED: Final = (
     r"""["'`\\]{0,4}\s{0,4}(?P<by>=>|:=|==?|:)\s{0,4}"""
     r"""(?:\\{0,2}["'`](?P<quoted>[^\s"'`\\]{8,}+)|(?P<bare>[^\s"'`\\,;&|<>(){}\[\]]{8,}+))"""
 )
 # The same in JSON text, where white space and quotation marks may be escaped; and a key.
-_NEAR: Final = r"""["'`\\]{0,8}(?:\s|\\u[0-9a-f]{4}|\\[nrtf]){0,64}[=:]"""
+_NEAR: Final = r"""["'`\\]{0,8}(?:\s|\\u[0-9a-f]{4}|\\[nrtf]){0,64}+[=:]"""
 _SCHEME: Final = "(?:bearer|basic|token|digest|apikey)"
 _AUTHORIZATION: Final = (
     r"""authorization["'`\\]{0,4}\s{0,4}[:=]\s{0,4}["'`\\]{0,4}""" + _SCHEME + r"""\s{1,4}([^\s"'`\\,]{4,}+)"""
@@ -178,6 +180,15 @@ def _credentials(text: str) -> Iterator[Span]:
     return (match.span(1) for match in compiled(_USERINFO).finditer(text))
 
 
+# -- what has its mark in the middle --------------------------------------------------------------------------
+
+_ENTRA: Final = r"Q~(?<=[A-Za-z0-9_~.]{3}\dQ~)[A-Za-z0-9_~.-]{31,34}(?![A-Za-z0-9_~-])"
+
+
+def _entra_secrets(text: str) -> Iterator[Span]:
+    return ((match.start() - 4, match.end()) for match in compiled(_ENTRA).finditer(text))
+
+
 SHAPES: Final = (
     # RFC 7468 and RFC 1421 (PEM), OpenSSH's PROTOCOL.key, RFC 9580 6.2 (PGP: "PRIVATE KEY BLOCK").
     Shape("private-key", ("PRIVATE KEY",), _private_keys, _EDGE),
@@ -185,10 +196,20 @@ SHAPES: Final = (
     _token("github-token", ("ghp_", "gho_", "ghu_", "ghr_"), "gh[pour]_[A-Za-z0-9_]{36,}"),
     _token("github-token", ("ghs_",), "ghs_[A-Za-z0-9_.-]{36,}"),
     _token("github-token", ("github_pat_",), "github_pat_[A-Za-z0-9_]{22,}"),
-    # GitLab Docs, "Token overview": 20 characters; or a payload, and after dots its length and a checksum.
-    _token("gitlab-token", ("glpat-",), r"glpat-[A-Za-z0-9_-]{20,}(?:\.[0-9a-z]{2,9}){0,2}"),
+    # GitLab Docs, "Token overview": 20 characters; or a payload, and after dots its length and a checksum. Those of
+    # deployment, runners, triggers, feeds, agents, applications and jobs, of which the last may hold a JWT.
+    _token(
+        "gitlab-token",
+        ("glpat-", "gldt-", "glrt-", "glrtr-", "glptt-", "glcbt-", "glft-", "glimt-", "glagent-", "gloas-", "glsoat-"),
+        r"gl(?:pat|dt|rtr?|ptt|cbt|ft|imt|agent|oas|soat)-[A-Za-z0-9_-]{20,}(?:\.[A-Za-z0-9_-]{2,}){0,2}",
+    ),
+    # Atlassian (Bitbucket, Jira): gitleaks, rule "atlassian-api-token"; Bitbucket's app passwords and access tokens.
+    _word("atlassian-token", "ATATT3", "[A-Za-z0-9_=-]{60,}"),
+    _word("atlassian-token", "ATCTT3", "[A-Za-z0-9_=-]{60,}"),
+    _word("atlassian-token", "ATBB", "[A-Za-z0-9]{28,}"),
     # Slack API, "Token types": bot, user, app-level, refresh, session and legacy tokens.
     _token("slack-token", ("xox",), "xox[abeoprs]-[A-Za-z0-9-]{10,}"),
+    _word("slack-token", "xapp-", "[A-Za-z0-9-]{20,}"),
     # Stripe Docs, "API keys": secret and restricted keys of the live mode.
     _token("stripe-key", ("sk_live_", "rk_live_"), "[sr]k_live_[A-Za-z0-9]{16,}"),
     # Anthropic API, "Getting started": sk-ant-api03-…, sk-ant-admin01-….
@@ -202,16 +223,37 @@ SHAPES: Final = (
     ),
     # Google Cloud, "Manage API keys": AIza and 35 more.
     _word("google-key", "AIza", "[A-Za-z0-9_-]{35,}"),
+    # Google, "OAuth 2.0": access tokens and client secrets, as its pages show them.
+    _word("google-token", "ya29.", "[A-Za-z0-9_-]{20,}"),
+    _word("google-token", "GOCSPX-", "[A-Za-z0-9_-]{28,}"),
+    # Hosts of models, as trufflehog (pkg/detectors: huggingface, groq, xai, replicate) and gitleaks (perplexity) have
+    # them: what is fixed is the least here.
+    _word("huggingface-token", "hf_", "[A-Za-z0-9]{34,}"),
+    _word("groq-key", "gsk_", "[A-Za-z0-9]{52,}"),
+    _word("xai-key", "xai-", "[A-Za-z0-9_]{80,}"),
+    _word("replicate-key", "r8_", "[A-Za-z0-9_-]{37,}"),
+    _word("perplexity-key", "pplx-", "[A-Za-z0-9]{48,}"),
+    _word("nvidia-key", "nvapi-", "[A-Za-z0-9_-]{64,}"),
+    # DigitalOcean, "Personal access tokens": dop_v1_, of applications doo_v1_ and dor_v1_, and 64 hexadecimal digits.
+    _token("digitalocean-token", ("dop_v1_", "doo_v1_", "dor_v1_"), "do[por]_v1_[a-f0-9]{64}"),
     # npm Docs, "About access tokens": npm_ and 36 more, of which six are a checksum.
     _token("npm-token", ("npm_",), "npm_[A-Za-z0-9]{36,}"),
     # PyPI, "API tokens": pypi- and a macaroon in base64.
     _token("pypi-token", ("pypi-",), "pypi-[A-Za-z0-9_-]{50,}"),
+    # Amazon Bedrock: gitleaks, rules "aws-amazon-bedrock-api-key-long-lived" and "…-short-lived".
+    _word("aws-key", "ABSK", "[A-Za-z0-9+/]{109,}={0,2}"),
+    _word("aws-key", "bedrock-api-key-", "[A-Za-z0-9+/=_-]{20,}"),
+    # Microsoft Entra, client secrets: gitleaks, rule "azure-ad-client-secret".
+    Shape("azure-secret", ("Q~",), _entra_secrets, _ENTRA),
     # RFC 7519, RFC 7515 7.1: header, claims, signature. The first two are objects: {" begins as eyJ in base64url.
     _word("jwt", "eyJ", r"[A-Za-z0-9_-]{8,}+\.eyJ[A-Za-z0-9_-]{8,}+\.[A-Za-z0-9_-]{16,}+"),
-    # AWS IAM User Guide, "Unique identifiers": AKIA is a long-term access key, ASIA a temporary one; 20 characters.
+    # AWS IAM User Guide, "Unique identifiers": AKIA is a long-term access key, ASIA a temporary one, ABIA a bearer
+    # token of STS, ACCA a credential for a context; 20 characters.
     # Behind the other tokens: what follows one may have been part of another.
     _word("aws-key", "AKIA", "[A-Z0-9]{16}(?![A-Za-z0-9])"),
     _word("aws-key", "ASIA", "[A-Z0-9]{16}(?![A-Za-z0-9])"),
+    _word("aws-key", "ABIA", "[A-Z0-9]{16}(?![A-Za-z0-9])"),
+    _word("aws-key", "ACCA", "[A-Z0-9]{16}(?![A-Za-z0-9])"),
     # RFC 3986 3.2.1: userinfo with a password. In JSON text solidi may be escaped.
     Shape("url-credentials", ("://", r":\/\/"), _credentials, r':\\?/\\?/[^\s"/@]*+@'),
     # RFC 9110 11.6.2 (Authorization, Proxy-Authorization), RFC 6750, RFC 7617.

@@ -294,6 +294,32 @@ class TestOutcome:
             assert b"[secret:known]\n.." == clean.stdout[:17]
             assert 1 == hits.count
 
+    @pytest.mark.parametrize(
+        "secret", [NPM, f"token: {NPM}", f"Authorization: Bearer {NPM[4:]}", f"https://u:{NPM[4:]}@x"]
+    )
+    def test_where_a_stream_was_cut_no_part_of_a_token_is_left(self, secret: str) -> None:
+        for cut in range(len(secret)):
+            tail = f"{secret[cut:]} and more\nthe next line\n".encode()
+            clean, _ = Scrubber().outcome(Outcome("fulfilled", stdout=tail.ljust(STREAM_KEPT, b".")))
+
+            assert NPM[-8:].encode() not in clean.stdout
+            assert clean.stdout.startswith((b"[secret:npm-token] and more\n", "…\nthe next line\n.".encode()))
+            assert clean is Scrubber().outcome(clean)[0]
+
+    def test_where_a_line_goes_on_and_on_its_first_word_goes(self) -> None:
+        tail = f'{NPM[9:]}", "x": "{"y" * 5000}'.encode()
+        clean, hits = Scrubber().outcome(Outcome("fulfilled", stderr=tail.ljust(STREAM_KEPT, b".")))
+
+        assert clean.stderr.startswith('…", "x": "yyy'.encode())
+        assert 0 == hits.count == clean.scrubbed
+
+    def test_where_a_stream_was_cut_in_a_private_key_its_rest_is_taken_out(self) -> None:
+        tail = f"{LINE[9:]}\n{LINE}\n{END}\nok\n".encode()
+        clean, hits = Scrubber().outcome(Outcome("fulfilled", stdout=tail.ljust(STREAM_KEPT, b".")))
+
+        assert clean.stdout.startswith(b"[secret:private-key]\nok\n.")
+        assert 1 == hits.count
+
     def test_of_what_was_not_cut_an_end_alone_is_no_secret(self) -> None:
         stdout = KNOWN[1:].encode()
 

@@ -36,6 +36,15 @@ TOKENS = [
     ("github-token", "github_pat_" + "11ABCDEFG0" + "abcdefABCDEF" + "_" + "Z9" * 29),
     ("gitlab-token", "glpat-" + "kSaPeOD_-T0JxMi3p28B"),
     ("gitlab-token", "glpat-" + "Zm9vYmFyYmF6cXV4MTIzNDU2Nzg5MGFi" + ".01.120w1x2y3"),
+    *(
+        ("gitlab-token", f"gl{kind}-" + "kSaPeOD_-T0JxMi3p28B")
+        for kind in ("dt", "rt", "rtr", "ptt", "ft", "imt", "oas")
+    ),
+    ("gitlab-token", "glcbt-" + JWT),
+    ("atlassian-token", "ATATT3" + "xFfGF0" + "aB3_-=" * 31),
+    ("atlassian-token", "ATCTT3" + "xFfGF0" + "aB3_-=" * 31),
+    ("atlassian-token", "ATBB" + "aB3" * 10),
+    ("slack-token", "xapp-" + "1-A0123456789-1234567890123-" + "a1b2" * 16),
     ("slack-token", "xoxb-" + "17653672481-19874698323-pdFZKVeTuE8sk7oOcHrzqqgy"),
     ("slack-token", "xoxp-" + "123-456-789-abcdef0123456789"),
     ("stripe-key", "sk_live_" + "4eC39HqLyjWDarjtT1zdp7dc"),
@@ -44,6 +53,20 @@ TOKENS = [
     ("openai-key", "sk-" + "aB3" * 16),
     ("openai-key", "sk-proj-" + "aB3_-" * 20 + "T3BlbkFJ" + "x9" * 20),
     ("google-key", "AIza" + "SyDaGmWKa4JsXZ-HjGw7ISLn_3namBGewQe"),
+    ("google-token", "ya29." + "aB3_-" * 30),
+    ("google-token", "GOCSPX-" + "aB3_-7Q" * 4),
+    ("huggingface-token", "hf_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZaBcDeFgH"),
+    ("groq-key", "gsk_" + "aB3x" * 13),
+    ("xai-key", "xai-" + "aB3x" * 20),
+    ("replicate-key", "r8_" + "aB3" * 12 + "x"),
+    ("perplexity-key", "pplx-" + "aB3x" * 12),
+    ("nvidia-key", "nvapi-" + "aB3_" * 16),
+    ("digitalocean-token", "dop_v1_" + "0a1b" * 16),
+    ("aws-key", "ABSK" + "QmVkcm9ja0FQSUtleS1" + "aB3/" * 28 + "="),
+    ("aws-key", "bedrock-api-key-" + "YmVkcm9jay5hbWF6b25hd3MuY29t"),
+    ("aws-key", "ABIA" + "IOSFODNN7EXAMPLE"),
+    ("aws-key", "ACCA" + "IOSFODNN7EXAMPLE"),
+    ("azure-secret", "aB.8" + "Q~" + "aB3_-" * 6 + "xyzA"),
     ("npm-token", "npm_" + "aB3" * 12),
     ("pypi-token", "pypi-" + "AgEIcHlwaS5vcmc" + "CJGZkYWI" * 15),
     ("jwt", JWT),
@@ -73,6 +96,11 @@ IN_TEXT = [
     ("named-secret", "aws_secret_access_key = {wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY}"),
     ("named-secret", r"{{\"token\": \"{abc12345678}\"}}"),
     ("named-secret", "(token={abcdef123456})"),
+    (
+        "named-secret",
+        "DefaultEndpointsProtocol=https;AccountName=x;AccountKey={" + "aB3/" * 21 + "aB==};EndpointSuffix=y",
+    ),
+    ("named-secret", "Endpoint=sb://x.example.net/;SharedAccessKeyName=all;SharedAccessKey={" + "aB3/" * 10 + "aB8=}"),
     ("named-secret", "Set-Cookie: session_token={0123456789abcdef}; Path=/"),
 ]
 
@@ -82,6 +110,19 @@ HARMLESS = [
     "xAKIA" + "IOSFODNN7EXAMPLE",
     "ghp_" + HEX40[:-1],
     "glpat-" + "kSaPeOD_-T0JxMi3p28",
+    "glide-" + "kSaPeOD_-T0JxMi3p28B",
+    "glrt-short",
+    "ATBB" + "aB3" * 9,
+    "hf_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZaBcDeFg",
+    "hf_hub_download_of_something_with_a_long_name",
+    "shelf_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZaBcDeFgH",
+    "gsk_" + "aB3x" * 12 + "aB3",
+    "ya29.short",
+    "dop_v1_" + "0a1b" * 15 + "xyz0",
+    "bedrock-api-key-short",
+    "aB.xQ~" + "aB3_-" * 6 + "xyzA",
+    "aB.8Q~" + "aB3_-" * 6,
+    "accesskey=s",
     "xoxb-short",
     "sk_test_" + "4eC39HqLyjWDarjtT1zdp7dc",
     "sk-toggleable__label-arrow-content",
@@ -169,6 +210,14 @@ def test_what_is_next_to_a_secret_is_left(text: str) -> None:
         ("anthropic-key", "sk-ant-", string.ascii_letters + string.digits + "_-", 20),
         ("google-key", "AIza", string.ascii_letters + string.digits + "_-", 35),
         ("npm-token", "npm_", string.ascii_letters + string.digits, 36),
+        ("huggingface-token", "hf_", string.ascii_letters + string.digits, 34),
+        ("groq-key", "gsk_", string.ascii_letters + string.digits, 52),
+        ("xai-key", "xai-", string.ascii_letters + string.digits, 80),
+        ("replicate-key", "r8_", string.ascii_letters + string.digits, 37),
+        ("perplexity-key", "pplx-", string.ascii_letters + string.digits, 48),
+        ("google-token", "GOCSPX-", string.ascii_letters + string.digits + "_-", 28),
+        ("digitalocean-token", "dop_v1_", "0123456789abcdef", 64),
+        ("atlassian-token", "ATBB", string.ascii_letters + string.digits, 28),
     ],
 )
 @given(data=st.data())
@@ -191,6 +240,17 @@ def test_a_key_that_was_cut_off_is_taken_out_as_far_as_it_is_there() -> None:
     assert f"not so: {end}" == scrub(f"not so: {end}")[0]
 
 
+@given(data=st.data())
+def test_a_character_of_another_alphabet_makes_it_none(data: st.DataObject) -> None:
+    exact = [token for name, token in TOKENS if name in ("groq-key", "xai-key", "npm-token")]
+    token = data.draw(st.sampled_from(exact))
+    place = data.draw(st.integers(6, len(token) - 1))
+    foreign = data.draw(st.sampled_from("-.:/+ é"))
+    text = token[:place] + foreign + token[place + 1 :]
+
+    assert text == Scrubber().text(text)[0]
+
+
 def test_folding_moves_no_character() -> None:
     assert "İa\udc80ß" == fold("İA\udc80ß")
 
@@ -202,7 +262,9 @@ ATTACKS = [
     "secret_", "secret_access_", "api_key:(", "token=a(", "token=a.a.", "token=${", "password=$A", "authorization: ",
     "authorization: bearer ", "Authorization: Basic a,", "sk-", "sk-proj-", "sk-ant-", "AKIA", "AKIAAAAAAAAAAAAAAAAAA",
     "AIza", "ghp_", "ghs_.", "github_pat_", "glpat-", "glpat-aaaaaaaaaaaaaaaaaaaa.aa.", "xoxb-", "sk_live_", "npm_",
-    "pypi-", "[secret:known]", "[secret:", "\\", "a.", "x", "=", " ", "\n",
+    "pypi-", "glcbt-aaaaaaaaaaaaaaaaaaaa.aa.", "ATATT3", "ATBB", "xapp-", "ya29.", "GOCSPX-", "hf_", "gsk_", "xai-",
+    "r8_", "pplx-", "nvapi-", "dop_v1_", "ABSK", "ABSKa/", "bedrock-api-key-", "aa.8Q~", "Q~", "accountkey=",
+    "access_key:(", "[secret:known]", "[secret:", "\\", "a.", "x", "=", " ", "\n",
 ]  # fmt: skip
 
 
