@@ -43,7 +43,7 @@ def measure(scale: Scale) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as project:
         template = Path(project, "cold.yaml")
         template.write_text(_TEMPLATE, encoding="utf-8")
-        argv = cli_argv("run", str(template), "--json", "--restart")
+        argv = cli_argv("run", str(template), "--json", "--restart", "--no-cache")
         arms: dict[str, Round] = {
             _FIRST: until_printed(argv, cwd=project, moment=moment),
             _LOKY: until_printed(module("floors.cold_loky")),

@@ -37,8 +37,8 @@ def measure(scale: Scale) -> Iterator[Row]:
         template = _template(Path(saved.project, "large.json"), phases)
         single = _template(Path(saved.project, "single.json"), 1)
         _leave_unfinished(saved, template)
-        argv = cli_argv("resume", "benchmark", "--from", f"p{phases - 1}", "--json")
-        cold = cli_argv("run", str(single), "cold", "--restart", "--json")
+        argv = cli_argv("resume", "benchmark", "--from", f"p{phases - 1}", "--json", "--no-cache")
+        cold = cli_argv("run", str(single), "cold", "--restart", "--json", "--no-cache")
         arms: dict[str, Round] = {
             what: until_printed(argv, cwd=saved.project, moment=moment, environ=saved.environ),
             _COLD: until_printed(cold, cwd=saved.project, moment=moment, environ=saved.environ),

@@ -12,16 +12,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sage_sandbox.errors import Locked, NoSuchRun, UsageError
+from sage_sandbox.errors import Locked, NoSuchRun, SageError, UsageError
 from sage_sandbox.escaping import clip
 from sage_sandbox.policy import Grant, parse_duration, parse_grant
 from sage_sandbox.runner import FEATURE, Runner, parallel_limit, warm
 from sage_sandbox.workflow.definition import AskedLimits, Template, Workflow
 
 if TYPE_CHECKING:
+    from sage_sandbox.brokering import Needs
     from sage_sandbox.document import RunResult
     from sage_sandbox.events import Observer
     from sage_sandbox.grants.asking import Asker
+    from sage_sandbox.grants.asking_servers import ServerAsker
     from sage_sandbox.grants.review import Review
     from sage_sandbox.journal import Journal, Kept
     from sage_sandbox.store.reading import Found
@@ -51,7 +53,8 @@ class How:
     """How a run is to run, whatever it is: what `run` and `resume` have in common.
 
     ``environ`` is where keys and the values of granted names are read. ``ask_passphrase`` is asked where no key can be
-    kept; ``ask`` for grants that are missing.
+    kept; ``ask`` for grants that are missing, ``ask_server`` for tool servers that are not approved. Without ``cache``
+    everything runs, and nothing is kept for other runs.
     """
 
     project: Path
@@ -62,8 +65,10 @@ class How:
     require: frozenset[str] = frozenset()
     observers: tuple[Observer, ...] = ()
     ask: Asker | None = None
+    ask_server: ServerAsker | None = None
     ask_passphrase: Callable[[], str] | None = None
     environ: Mapping[str, str] | None = None
+    cache: bool = True
 
     @property
     def slots(self) -> int:
@@ -91,15 +96,17 @@ def run(
     observers: Iterable[Observer] = (),
     state: bool = True,
     restart: bool = False,
+    cache: bool = True,
 ) -> RunResult:
     """Run a template (a path, or a name in the project's ``.sage/templates``) and wait for how it ends.
 
     ``allow`` and ``limits`` read as on the command line: ``["read:src"]``, ``["memory=1G"]``. Nobody is asked: what is
     neither allowed here nor remembered raises NotGranted. ``timeout`` is a number of milliseconds, or ``"10m"``. What
     an operation did wrong is in the result, not raised. Every phase that ends is saved, unless ``state`` is false;
-    ``restart`` puts aside what an unfinished run of the feature left.
+    ``restart`` puts aside what an unfinished run of the feature left. Without ``cache`` no operation is answered from
+    what an earlier run kept, and nothing is kept; where there is no state there is no cache either.
     """
-    how = _how(project, allow, parallel, sequential, timeout, require, observers)
+    how = _how(project, allow, parallel, sequential, timeout, require, observers, cache)
     return prepare(template, feature, how, params=params, limits=limits, state=state, restart=restart).runner.run()
 
 
@@ -115,12 +122,13 @@ def resume(
     timeout: float | str | None = None,
     require: Iterable[str] = (),
     observers: Iterable[Observer] = (),
+    cache: bool = True,
 ) -> RunResult:
     """Go on with a run that was stopped or killed, and wait for how it ends. Raises NoSuchRun, Locked, StateCorrupted.
 
     ``from_phase`` runs that phase again and all that follow from it; ``update`` takes the template as it is now.
     """
-    how = _how(project, allow, parallel, sequential, timeout, require, observers)
+    how = _how(project, allow, parallel, sequential, timeout, require, observers, cache)
     return prepare_resume(feature, how, from_phase=from_phase, update=update).runner.run()
 
 
@@ -142,7 +150,7 @@ def prepare(
     _check(how)
     if feature is not None:
         check_feature(feature)
-    with _warmed(how) as start:
+    with _warmed(how, os.fspath(template) if state else "") as start:
         from sage_sandbox.workflow.loading import load
         from sage_sandbox.workflow.parameters import resolve_params
         from sage_sandbox.workflow.templates import find
@@ -156,13 +164,14 @@ def prepare(
                 _refuse_unfinished(journal)
             values = resolve_params(workflow, _typed(params or {}))
             overrides = _overrides(limits)
-            review = _approve(workflow, how.allow, how)
-            runner = start(workflow, feature, values, overrides, review, how.timeout_s)
+            review, needs = _approve(workflow, how.allow, how)
+            runner = start(workflow, feature, values, overrides, review, needs, how.timeout_s)
             definition = None
             if journal is not None:
                 definition = _definition(workflow, values, overrides, review, how.timeout_s, how.env)
                 journal.begin(definition, workflow)
                 runner.saved_by(journal)
+                notice = "; ".join(_said(notice, _ask_cache(how, journal, runner, workflow)))
             return Prepared(workflow, runner, _said(notice, *review.notices, _lacking(definition)), journal=journal)
 
 
@@ -184,11 +193,11 @@ def prepare_resume(
             workflow, values = _updated(definition, stored) if update else (stored, definition.params)
             _same_template(workflow, digest)
             aside = _aside(found, stored, workflow, values, from_phase)
-            review = _approve(workflow, _allowed(definition, how), how)
+            review, needs = _approve(workflow, _allowed(definition, how), how)
             overrides = AskedLimits(**_known_limits(definition))
             timeout_s = definition.timeout_s if how.timeout_s is None else how.timeout_s
             kept = weigh(found, workflow, aside)
-            runner = start(workflow, feature, values, overrides, review, timeout_s, kept)
+            runner = start(workflow, feature, values, overrides, review, needs, timeout_s, kept)
             changed = [] if update else _changes(definition)
             notices = _said(notice, *_repairs(found), *changed, *review.notices)
             if found.state.status == "completed" and workflow.digest == definition.digest and not kept.again:
@@ -198,7 +207,8 @@ def prepare_resume(
             fresh = _definition(workflow, values, overrides, review, timeout_s, how.env) if update else None
             journal.go_on(found, workflow, aside, fresh)
             runner.saved_by(journal)
-            return Prepared(workflow, runner, _said(*notices, _lacking(fresh)), kept, journal)
+            uncached = _ask_cache(how, journal, runner, workflow)
+            return Prepared(workflow, runner, _said(*notices, _lacking(fresh), uncached), kept, journal)
 
 
 # -- in a process of its own ---------------------------------------------------------------------------------------
@@ -233,10 +243,10 @@ def run_request(
             _refuse_unfinished(journal)
         typed = _typed(params or {})
         resolve_params(workflow, typed)
-        review = _approve(workflow, how.allow, how)
+        review, needs = _approve(workflow, how.allow, how)
     journal.close()
     return {
-        **_request(how, feature, review, passphrase),
+        **_request(how, feature, review, needs, passphrase),
         "verb": "run",
         "template": os.path.abspath(path),  # noqa: PTH100 - links in it are the user's own words
         "digest": workflow.digest,
@@ -258,10 +268,10 @@ def resume_request(feature: str, how: How, *, from_phase: str | None = None, upd
         stored = _stored_workflow(found.definition)
         workflow, values = _updated(found.definition, stored) if update else (stored, found.definition.params)
         _aside(found, stored, workflow, values, from_phase)
-        review = _approve(workflow, _allowed(found.definition, how), how)
+        review, needs = _approve(workflow, _allowed(found.definition, how), how)
     journal.close()
     return {
-        **_request(how, feature, review, passphrase),
+        **_request(how, feature, review, needs, passphrase),
         "verb": "resume",
         "digest": workflow.digest,
         "from_phase": from_phase,
@@ -283,6 +293,7 @@ def run_detached(request: Mapping[str, Any], ready: Callable[[dict[str, Any]], N
         require=frozenset(request["require"]),
         observers=(Progress(),),
         environ={**os.environ, **request["environ"]},
+        cache=request["cache"],
     )
     feature = request["feature"]
     if request["verb"] == "run":
@@ -305,10 +316,13 @@ def run_detached(request: Mapping[str, Any], ready: Callable[[dict[str, Any]], N
         return int(prepared.runner.run().exit_code)
 
 
-def _request(how: How, feature: str, review: Review, passphrase: Mapping[str, str]) -> dict[str, Any]:
+def _request(
+    how: How, feature: str, review: Review, needs: Needs | None, passphrase: Mapping[str, str]
+) -> dict[str, Any]:
     from sage_sandbox.policy import SECRET_NAMES
 
     names = {*SECRET_NAMES, *(name for policy in review.policies.values() for name in policy.env)}
+    names |= needs.values.keys() if needs is not None else set()
     given = {name: how.env[name] for name in sorted(names) if name in how.env}
     return {
         "project": str(how.project),
@@ -318,6 +332,7 @@ def _request(how: How, feature: str, review: Review, passphrase: Mapping[str, st
         "sequential": how.sequential,
         "timeout_s": how.timeout_s,
         "require": sorted(how.require),
+        "cache": how.cache,
         "environ": {**given, **passphrase},
     }
 
@@ -348,9 +363,14 @@ Start = Callable[..., Runner]
 
 
 @contextmanager
-def _warmed(how: How) -> Iterator[Start]:
-    """Start workers first: they come up while pydantic is loaded and the template is read."""
-    dispatcher = warm(str(how.project), parallel=how.slots, environ=how.env)
+def _warmed(how: How, template: str = "") -> Iterator[Start]:
+    """Start workers first: they come up while pydantic is loaded and the template is read.
+
+    Where the last run of the ``template`` left an answer for everything, most likely none is needed: then the first
+    operation without one starts them.
+    """
+    answered = how.cache and template != "" and _is_answered(how, template)
+    dispatcher = warm(str(how.project), parallel=how.slots, slots=0 if answered else 1, environ=how.env)
 
     def start(
         workflow: Workflow,
@@ -358,6 +378,7 @@ def _warmed(how: How) -> Iterator[Start]:
         values: Mapping[str, Any],
         overrides: AskedLimits,
         review: Review,
+        needs: Needs | None,
         timeout_s: float | None,
         kept: Kept | None = None,
     ) -> Runner:
@@ -379,6 +400,7 @@ def _warmed(how: How) -> Iterator[Start]:
             require_cgroup="memory=cgroup" in how.require,
             dispatcher=dispatcher,
             earlier=kept.earlier if kept is not None else None,
+            needs=needs,
             environ=how.env,
         )
 
@@ -407,6 +429,7 @@ def _how(
     timeout: float | str | None,
     require: Iterable[str],
     observers: Iterable[Observer],
+    cache: bool,
 ) -> How:
     return How(
         project=Path(os.path.realpath(project)),
@@ -416,6 +439,7 @@ def _how(
         timeout_s=None if timeout is None else _seconds(timeout),
         require=frozenset(require),
         observers=tuple(observers),
+        cache=cache,
     )
 
 
@@ -438,6 +462,58 @@ def _open_journal(how: How, feature: str) -> tuple[Journal, str]:
         return Journal.open(how.project, place, feature, keys, known_values(how.env))
     except Locked as error:
         raise Locked(error.message, "; ".join(_said(error.hint, _active(how.project))), error.owner) from error
+
+
+def _is_answered(how: How, template: str) -> bool:
+    from sage_sandbox.caching.hints import is_whole
+    from sage_sandbox.workflow.templates import find
+
+    with suppress(SageError, OSError):
+        return is_whole(how.project, find(template, how.project))
+    return False
+
+
+def _ask_cache(how: How, journal: Journal, runner: Runner, workflow: Workflow) -> str:
+    """Have a run ask the project's cache; what to say where there can be none: nothing hangs on it."""
+    from sage_sandbox.caching.cache import Cache, cache_ttl
+    from sage_sandbox.caching.hints import hint_of
+    from sage_sandbox.disk.places import project_place
+    from sage_sandbox.results.scrub import Scrubber, known_values
+    from sage_sandbox.store.cache import CacheStore
+
+    ttl_s = cache_ttl(how.env)
+    if not how.cache:
+        return ""
+    try:
+        place = project_place(how.project, how.env)
+        try:
+            store = CacheStore(how.project, place.id, place.folder, journal.keys)
+        except BaseException:
+            place.folder.close()
+            raise
+    except (OSError, SageError) as error:
+        return f"there is no cache: {error}"
+    cache = Cache(
+        store,
+        place.folder,
+        journal.keys.cache_key(place.id),
+        version=_version(),
+        ttl_s=ttl_s,
+        scrubber=Scrubber(known_values(how.env)),
+    )
+    with suppress(OSError):
+        cache.whole = hint_of(Path(workflow.source))
+    runner.cached_by(cache)
+    return ""
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("sage-sandbox")
+    except PackageNotFoundError:
+        return "unknown"  # the files that run inside are a part of the key all the same
 
 
 def _active(project: Path) -> str:
@@ -466,11 +542,32 @@ def _refuse_unfinished(journal: Journal) -> None:
         )
 
 
-def _approve(workflow: Workflow, allow: Sequence[Grant], how: How) -> Review:
+def _approve(workflow: Workflow, allow: Sequence[Grant], how: How) -> tuple[Review, Needs | None]:
+    """What every operation may touch, and the tool servers it takes, each approved: what was shown is what is used."""
     from sage_sandbox.grants.approval import approve
     from sage_sandbox.grants.memory import Memory
 
-    return approve(workflow, allow, how.project, memory=Memory.of_user(how.env), ask=how.ask)
+    review = approve(workflow, allow, how.project, memory=Memory.of_user(how.env), ask=how.ask)
+    grants = {"/".join(key): policy.tool for key, policy in review.policies.items() if policy.tool}
+    if not grants:
+        return review, None
+    needs, notices = _needs(grants, how)
+    return replace(review, notices=(*review.notices, *notices)), needs
+
+
+def _needs(grants: Mapping[str, tuple[str, ...]], how: How) -> tuple[Needs, tuple[str, ...]]:
+    from sage_sandbox.brokering import needs_of, shared_servers
+    from sage_sandbox.grants.servers import Approvals, approve_servers
+    from sage_sandbox.toolservers.reading import read_catalog
+
+    catalog = read_catalog(how.project)
+    names = dict.fromkeys(pattern.partition("/")[0] for patterns in grants.values() for pattern in patterns)
+    servers = [catalog.find(name) for name in names]
+    notices = approve_servers(servers, how.project, approvals=Approvals.of_user(how.env), ask=how.ask_server)
+    for server in servers:
+        if lacking := server.lacking(how.env):
+            raise UsageError(f"the tool server {server.name} needs {', '.join(lacking)}", "set it in the environment")
+    return needs_of(servers, grants, how.env, shared_servers(how.env)), notices
 
 
 def _overrides(limits: Iterable[str] | AskedLimits) -> AskedLimits:

@@ -57,6 +57,7 @@ class Metrics:
     """Counts and times of a run.
 
     ``parallel_max`` is the most operations that ran at one moment, ``restored`` the phases that an earlier process did.
+    ``cache_asked`` operations might have been answered from the cache, ``cached`` were.
     """
 
     duration_s: float = 0.0
@@ -68,6 +69,8 @@ class Metrics:
     parallel_max: int = 0
     context_reloads: int = 0
     restored: int = 0
+    cached: int = 0
+    cache_asked: int = 0
     weight: Weight = NOTHING
 
 
@@ -140,6 +143,9 @@ def metrics_document(metrics: Metrics) -> dict[str, Any]:
         "retries": metrics.retries,
         "parallelOps": metrics.parallel_max,
         "restored": metrics.restored,
+        "cached": metrics.cached,
+        "cacheAsked": metrics.cache_asked,
+        "cacheHitRate": round(metrics.cached / metrics.cache_asked, 3) if metrics.cache_asked else None,
         "handedBack": _weight(metrics.weight),
     }
 
@@ -198,11 +204,14 @@ def outcome_document(outcome: Outcome, *, with_result: bool = True) -> dict[str,
         "sandboxLevel": outcome.level,
         "capabilities": asdict(outcome.capabilities),
         "violations": [asdict(violation) for violation in outcome.violations],
+        "contacts": [asdict(contact) for contact in outcome.contacts],
         "artifacts": [asdict(artifact) for artifact in outcome.artifacts],
         "written": list(outcome.written),
         "stdout": _text(outcome.stdout),
         "stderr": _text(outcome.stderr),
         "scrubbed": outcome.scrubbed,
+        "calls": outcome.calls,
+        "cachedMs": None if outcome.cached_s is None else _ms(outcome.cached_s),
         "attempts": [_attempt(attempt) for attempt in outcome.attempts],
     }
 

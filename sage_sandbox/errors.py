@@ -7,6 +7,7 @@ SageError                      something ended the command; ``exit_code`` says w
 ├── NotGranted         (15)    something asked for is not allowed: ``missing``
 ├── ReferenceMissing    (1)    a ``${…}`` cannot be filled in: the operation is rejected before it starts
 ├── WorkerLost          (1)    a slot's process died under an operation: ``slot``
+├── BreakerOpen         (1)    a service failed too often and is left alone: ``wait_s``
 ├── NoSuchRun          (10)    no run of that name has left anything
 ├── Locked             (11)    another process is at work there: ``owner``
 ├── WrongKey           (12)    sealed with a key that is not here; nothing was touched
@@ -132,6 +133,16 @@ class WorkerLost(SageError):
         self.message = message
         self.hint = hint
         self.slot = slot
+
+
+class BreakerOpen(SageError):
+    """A service failed too often in a row: it is not called for another ``wait_s`` seconds."""
+
+    def __init__(self, message: str, hint: str = "", wait_s: float = 0.0) -> None:
+        Exception.__init__(self, message, hint, wait_s)
+        self.message = message
+        self.hint = hint
+        self.wait_s = wait_s
 
 
 class NoSuchRun(SageError):

@@ -10,7 +10,7 @@ import os
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
@@ -81,9 +81,12 @@ class Journal:
     ) -> None:
         self.feature = store.feature
         self.project_id = place.id
+        self.keys = store.keys
         self.run = ""
         self.saves = True
         """Whether phases that are cut short are written down (`cancel --no-save` says no)."""
+        self.audit_key = b""
+        """What the audit log is authenticated with: the broker writes in it, too."""
         self._project = project
         self._store = store
         self._audit = audit
@@ -104,7 +107,9 @@ class Journal:
         except BaseException:
             store.close()
             raise
-        return cls(project, place, store, audit, secrets_known), notice
+        journal = cls(project, place, store, audit, secrets_known)
+        journal.audit_key = keys.audit_key(place.id)
+        return journal, notice
 
     # -- before the first operation ------------------------------------------------------------------------------
 
@@ -186,6 +191,7 @@ class Journal:
         for result in written:
             data = {"phase": result.id, "outcome": result.status}
             self._audit.write("state", f"{result.id} {result.status}", run=self.run, feature=self.feature, data=data)
+            self._note_contacts(result)
             self._note_violations(result)
             checkpoint, found = self._checkpoint(result)
             artifacts.keep(self._project, self.feature, checkpoint.phase, checkpoint.operations)
@@ -202,6 +208,14 @@ class Journal:
             artifacts.publish(self._project, self.feature, checkpoint.phase, checkpoint.operations)
         except OSError as error:
             raise unwritable(error, str(self._project / ".sage" / "artifacts" / self.feature)) from error
+
+    def _note_contacts(self, result: PhaseResult) -> None:
+        """What went out, and what was not let out. The act is over: what allowed it was written down before."""
+        for operation in result.operations:
+            for contact in operation.outcome.contacts:
+                data = {"phase": result.id, "operation": operation.id, **asdict(contact)}
+                text = f"{contact.host}:{contact.port} {contact.verdict}" if contact.host else contact.why
+                self._audit.write("outside", text, run=self.run, feature=self.feature, data=data)
 
     def _note_violations(self, result: PhaseResult) -> None:
         for operation in result.operations:

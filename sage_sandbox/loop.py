@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from sage_sandbox.caching.base import Question, Reply, may_be_cached
 from sage_sandbox.dispatch.alarms import Alarms
 from sage_sandbox.dispatch.base import Slots
 from sage_sandbox.dispatch.memory import MemoryGate
@@ -26,8 +27,12 @@ from sage_sandbox.operations.inputs import Results
 from sage_sandbox.operations.making import make_job
 from sage_sandbox.outcome import Outcome, rejected
 from sage_sandbox.policy import Limits, Policy, format_duration
+from sage_sandbox.sandbox.job import Job
 from sage_sandbox.settling import GOES_ON, Frontier, PhaseRun, Stop, Trial, backoff_s, may_retry
 from sage_sandbox.workflow.definition import Phase
+
+if TYPE_CHECKING:
+    from sage_sandbox.caching.cache import Cache
 
 MEMORY_AGAIN_S: Final = 0.25
 """How long to wait before looking at the machine's memory again, where nothing else happens."""
@@ -69,6 +74,7 @@ class Loop:
         commit: Callable[[Sequence[PhaseResult]], None],
         tell: Callable[[Event], None],
         gate: MemoryGate,
+        cache: Cache | None = None,
         clock: Callable[[], float],
         jitter: Callable[[], float],
     ) -> None:
@@ -84,6 +90,7 @@ class Loop:
         self._commit = commit
         self._tell = tell
         self._gate = gate
+        self._cache = cache
         self._clock = clock
         self._jitter = jitter
         self._began = clock()
@@ -94,6 +101,7 @@ class Loop:
         self._ready: deque[Trial] = deque()
         self._sent: dict[int, Trial] = {}
         self._running: set[int] = set()
+        self._asked: dict[Trial, Reply | None] = {}
         self._cancelled = False
 
     def run(self) -> None:
@@ -107,6 +115,7 @@ class Loop:
             if not self._uncommitted:
                 for news in self._slots.wait(self._alarms.wait_s()):
                     self._take(news)
+                self._hear_cache()
                 self._alarms.ring()
             self._settle_phases()
         self._settle_never_started(self._phases)
@@ -138,6 +147,8 @@ class Loop:
                 self._uncommitted.append(run)
 
     def _send_ready(self) -> None:
+        if self._cache is not None:
+            self._ask_cache(self._cache)
         while self._ready:
             self._slots.grow(len(self._ready) + self._slots.busy)
             room = self._slots.room(len(self._ready))
@@ -149,6 +160,23 @@ class Loop:
             if held_back:
                 self._alarms.set(MEMORY_AGAIN_S, _look_again)
                 return
+
+    def _ask_cache(self, cache: Cache) -> None:
+        """Ask for every trial that need not run if its outcome is known; it is ready again if it is not."""
+        ready, self._ready = self._ready, deque()
+        questions = []
+        for trial in ready:
+            if trial.settled:
+                continue
+            if trial.attempt > 1 or trial in self._asked or not self._may_be_cached(trial):
+                self._ready.append(trial)
+            elif (job := self._make_job(trial)) is not None:
+                self._asked[trial] = None
+                questions.append(Question(trial, job, trial.operation.cache_ttl_s))
+        cache.ask(questions)
+
+    def _may_be_cached(self, trial: Trial) -> bool:
+        return may_be_cached(self._policy(trial), trial.operation.cache)
 
     def _make_tasks(self, room: int) -> tuple[list[Task], bool]:
         """Up to ``room`` tasks, and whether memory is too short for the next."""
@@ -173,19 +201,24 @@ class Loop:
 
     def _make_task(self, trial: Trial) -> Task | None:
         """The task for a trial's next attempt; None if it cannot start, and has settled for that."""
+        job = self._make_job(trial)
+        if job is None:
+            return None
+        trial.ticket = next(self._tickets)
+        self._sent[trial.ticket] = trial
+        return Task(trial.ticket, trial.run.phase.id, trial.operation.id, trial.attempt, job, self._terms.setting.tools)
+
+    def _make_job(self, trial: Trial) -> Job | None:
         run, operation = trial.run, trial.operation
         self._begin(run)
         here = Circumstances(
             run.phase.id, operation.id, trial.attempt, self._policy(trial), self._limits(trial), self._inputs(run)
         )
         try:
-            job = make_job(operation, self._terms.setting, here, self._results.scope(run.phase.dependencies))
+            return make_job(operation, self._terms.setting, here, self._results.scope(run.phase.dependencies))
         except ReferenceMissing as error:
             self._settle(trial, trial.ended(rejected("error", error.message, error.hint)))
             return None
-        trial.ticket = next(self._tickets)
-        self._sent[trial.ticket] = trial
-        return Task(trial.ticket, run.phase.id, operation.id, trial.attempt, job)
 
     def _begin(self, run: PhaseRun) -> None:
         if run.started is None:
@@ -221,6 +254,22 @@ class Loop:
             case Notice():
                 self._tell(news)
 
+    def _hear_cache(self) -> None:
+        if self._cache is None:
+            return
+        for text in self._cache.notices():
+            self._tell(Notice("warning", text))
+        for reply in self._cache.hear():
+            trial = reply.question.about
+            assert isinstance(trial, Trial)
+            if trial.settled:
+                continue
+            if reply.outcome is not None:
+                self._settle(trial, reply.outcome)
+            else:
+                self._asked[trial] = reply
+                self._ready.append(trial)
+
     def _started(self, ticket: int) -> None:
         trial = self._sent[ticket]
         self._running.add(ticket)
@@ -230,6 +279,8 @@ class Loop:
     def _ended(self, ticket: int, outcome: Outcome) -> None:
         trial = self._take_back(ticket)
         outcome = trial.ended(outcome)
+        if self._cache is not None and trial.attempt == 1 and (reply := self._asked.get(trial)) is not None:
+            self._cache.offer(reply, outcome)
         if outcome.ok or trial.run.stop is not None or not self._again(trial, outcome):
             self._settle(trial, outcome)
 
@@ -263,6 +314,7 @@ class Loop:
 
     def _settle(self, trial: Trial, outcome: Outcome) -> None:
         run = trial.run
+        self._asked.pop(trial, None)
         run.settle(trial, outcome)
         self._tell(OperationSettled(run.phase.id, trial.operation.id, outcome))
         if not run.open:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-Reason = Literal["error", "timeout", "limit", "denied", "worker lost", "cancelled"]
+Reason = Literal["error", "timeout", "limit", "denied", "worker lost", "cancelled", "unavailable"]
+"""``unavailable``: a service that the operation needs does not answer; it may be back later."""
 MemoryControl = Literal["cgroup", "sampled"]
 
 
@@ -16,6 +18,39 @@ class Violation:
 
     what: str
     allow: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """What the operation asked the egress proxy for: a host and port (empty and 0 where it was no request).
+
+    ``allowed``: let through, ``refused``: not, ``failed``: granted, but ``why`` says what came in between. ``allow`` is
+    the grant that would let it through, or empty. Bytes went out (``sent``) and came in, over so many ``times``.
+    """
+
+    host: str
+    port: int
+    verdict: Literal["allowed", "refused", "failed"]
+    why: str = ""
+    allow: str = ""
+    times: int = 0
+    sent: int = 0
+    received: int = 0
+
+
+def gathered(contacts: Iterable[Contact]) -> tuple[Contact, ...]:
+    """Contacts with their figures added up, each that differs in more than those once."""
+    found: dict[Contact, Contact] = {}
+    for one in contacts:
+        kind = replace(one, times=0, sent=0, received=0)
+        so_far = found.get(kind, kind)
+        found[kind] = replace(
+            kind,
+            times=so_far.times + one.times,
+            sent=so_far.sent + one.sent,
+            received=so_far.received + one.received,
+        )
+    return tuple(found.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +77,9 @@ class Outcome:
 
     ``result`` is JSON text (UTF-8), already checked for size, depth and node count, still untrusted. ``stdout`` and
     ``stderr`` are the last 64 KiB of each, raw. Durations are seconds, sizes bytes. ``scrubbed`` counts the secrets
-    that were replaced in all of this by ``[secret:NAME]``.
+    that were replaced in all of this by ``[secret:NAME]``, ``calls`` the tool calls that were carried out.
+    ``cached_s`` is the age of an outcome that was not run for but found in the cache, else None; its durations are
+    those of the run that left it.
     """
 
     status: Literal["fulfilled", "rejected"]
@@ -59,10 +96,13 @@ class Outcome:
     level: Literal["full", "none"] = "none"
     capabilities: Capabilities = Capabilities()
     violations: tuple[Violation, ...] = ()
+    contacts: tuple[Contact, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     written: tuple[str, ...] = ()
     attempts: tuple[Attempt, ...] = ()
     scrubbed: int = 0
+    calls: int = 0
+    cached_s: float | None = None
 
     @property
     def ok(self) -> bool:

@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from fnmatch import fnmatchcase
+from fnmatch import fnmatchcase, translate
 from typing import Final, Literal
 
 from sage_sandbox.errors import UsageError
@@ -20,7 +20,6 @@ GiB: Final = 1 << 30
 
 GrantKind = Literal["read", "write", "write-through", "loopback", "net", "tool", "env"]
 GRANT_KINDS: Final[tuple[GrantKind, ...]] = ("read", "write", "write-through", "loopback", "net", "tool", "env")
-UNAVAILABLE_KINDS: Final[frozenset[GrantKind]] = frozenset({"net", "tool"})
 
 HIDDEN_NAMES: Final = (".sage", ".env*", ".git-credentials", ".netrc", ".npmrc", ".pypirc", "*.pem", "*.key", "id_*")
 """Names that a read grant on a folder does not show, at any depth, unless a grant names the very file.
@@ -61,6 +60,8 @@ ARTIFACTS_MAX: Final = 256 * MiB
 ARTIFACT_FILES_MAX: Final = 1_000
 ARTIFACT_DEPTH_MAX: Final = 16
 RETRIES_MAX: Final = 10
+CALLS_MAX: Final = 10_000
+"""How often one operation may call tools, what it was not granted included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +146,34 @@ def parse_grant(text: str) -> Grant:
                 raise UsageError(f"--allow {kind} needs a value", f"write --allow {kind}:VALUE")
             if "\0" in value:
                 raise UsageError(f"--allow {kind}: a NUL byte is in the value")
+            if kind == "tool" and not is_tool_grant(value):
+                raise UsageError("--allow tool takes SERVER/TOOL or SERVER/*", "such as tool:sage-research/*")
             return Grant(kind, value, forced)
     raise UsageError(f"--allow does not know {word!r}", "one of " + ", ".join(GRANT_KINDS))
+
+
+_TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}/[A-Za-z0-9_./-]{1,128}")
+_TOOL_GRANT = re.compile(r"[A-Za-z0-9_.-]{1,64}/(?:\*|[A-Za-z0-9_.-]{1,128})")
+
+
+def is_tool_name(text: str) -> bool:
+    """Whether this can be the name of a tool: ``server/tool``, with nothing in it that a path could climb by."""
+    return _TOOL_NAME.fullmatch(text) is not None and not {"", ".", ".."} & {*text.split("/")}
+
+
+def is_tool_grant(text: str) -> bool:
+    """Whether this can be granted: ``server/tool``, or ``server/*`` for all tools of one server."""
+    return _TOOL_GRANT.fullmatch(text) is not None and not {".", ".."} & {*text.split("/")}
+
+
+def grants_tool(granted: Sequence[str], tool: str) -> bool:
+    """Whether one of these grants allows calling ``tool``, or all that is asked by ``server/*``."""
+    return tool in granted or every_tool(tool) in granted
+
+
+def every_tool(tool: str) -> str:
+    """The grant for all tools of this one's server."""
+    return tool.split("/", maxsplit=1)[0] + "/*"
 
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgG]?)(?:i?[bB])?")
@@ -209,10 +236,13 @@ def fold(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", visible).casefold())
 
 
+# One expression: every name of every granted tree is asked about.
+_HIDDEN = re.compile("|".join(translate(pattern) for pattern in HIDDEN_NAMES))
+
+
 def is_hidden(name: str) -> bool:
     """Whether a folder grant leaves out entries of this name, in whatever case it is written."""
-    folded = name.casefold()
-    return any(fnmatchcase(folded, pattern) for pattern in HIDDEN_NAMES)
+    return _HIDDEN.match(name.casefold()) is not None
 
 
 def is_git_config(parts: Sequence[str]) -> bool:

@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from sage_sandbox.brokering import Needs, Tools
 from sage_sandbox.control import Server
 from sage_sandbox.dispatch.base import Slots
 from sage_sandbox.dispatch.dispatcher import Dispatcher
@@ -33,6 +34,9 @@ from sage_sandbox.store.artifacts import publish
 from sage_sandbox.store.records import progress
 from sage_sandbox.workflow.definition import Keep, Workflow
 from sage_sandbox.workflow.planning import plan
+
+if TYPE_CHECKING:
+    from sage_sandbox.caching.cache import Cache
 
 __all__ = ["RunResult", "Runner", "parallel_limit", "warm", "workflow_timeout"]
 
@@ -65,9 +69,10 @@ def workflow_timeout(asked_s: float | None, workflow: Workflow, environ: Mapping
 def warm(
     project: str, *, parallel: int = PARALLEL_DEFAULT, slots: int = 1, environ: Mapping[str, str] | None = None
 ) -> Dispatcher:
-    """Start workers before the template is read; give the dispatcher to `Runner`, or close it."""
+    """Start workers before the template is read, or none; give the dispatcher to `Runner`, or close it."""
     dispatcher = Dispatcher(os.path.realpath(project), parallel=parallel, secrets=_secrets(environ))
-    dispatcher.grow(slots)
+    if slots:
+        dispatcher.grow(slots)
     return dispatcher
 
 
@@ -83,7 +88,8 @@ class Runner:
     an operation that is not in them gets nothing, and the default limits. ``params`` holds the value of every parameter
     of the workflow. With ``artifacts`` files go to ``.sage/artifacts/feature/phase/operation`` of the project. A
     ``dispatcher`` that is given decides about ``parallel`` and is closed at the end of the run, too. ``earlier`` is
-    what does not run again. Nothing is saved unless `saved_by` was called.
+    what does not run again. ``needs`` are the tool servers it may use, every one of them approved. Nothing is saved
+    unless `saved_by` was called.
     """
 
     def __init__(
@@ -103,6 +109,7 @@ class Runner:
         require_cgroup: bool = False,
         dispatcher: Slots | None = None,
         earlier: Earlier | None = None,
+        needs: Needs | None = None,
         environ: Mapping[str, str] | None = None,
         memory: MemoryReader = read_memory,
         clock: Callable[[], float] = time.monotonic,
@@ -117,7 +124,9 @@ class Runner:
         self._tell = Listeners((self._count, *observers))
         self._journal: Journal | None = None
         self._server: Server | None = None
+        self._cache: Cache | None = None
         self._earlier = earlier or Earlier()
+        self._needs = needs
         self._completed = len(self._earlier.phases)
         self._phase = ""
         real = os.path.realpath(project)
@@ -153,6 +162,10 @@ class Runner:
         self.workflow_id = journal.run
         self._terms = replace(self._terms, setting=replace(self._terms.setting, run=journal.run))
 
+    def cached_by(self, cache: Cache) -> None:
+        """Ask a cache before anything is run, and have it keep what comes of it; it is closed at the end."""
+        self._cache = cache
+
     def run(self) -> RunResult:
         """Run to the end. Raises SandboxUnavailable if this machine cannot confine; leaves no process in any case."""
         if self._journal is None:
@@ -177,13 +190,22 @@ class Runner:
         self._tell(RunStarted(self.workflow_id, self._feature, workflow.name, len(workflow.phases), operations, kept))
         setting = self._terms.setting
         slots = self._slots or Dispatcher(setting.project, parallel=self._parallel, secrets=_secrets(setting.environ))
+        tools: Tools | None = None
         try:
+            tools = self._open_tools()
             loop = self._loop = self._make_loop(slots)
             if self._cancelled:
                 loop.cancel()
+            if self._cache is not None:
+                self._cache.start(slots.wake)
             loop.run()
+            self._finish_cache(loop)
         finally:
             slots.close()
+            if tools is not None:
+                tools.close()
+            if self._cache is not None:
+                self._cache.close(finish=False)
         result = self._result(loop, self._clock() - started)
         if self._journal is not None:
             self._journal.end(result)
@@ -193,6 +215,30 @@ class Runner:
             RunSettled(self.workflow_id, self._feature, result.status, metrics.duration_s, resumable, metrics.weight)
         )
         return result
+
+    def _open_tools(self) -> Tools | None:
+        """Register with the broker, which comes up while the first operations start."""
+        if self._needs is None:
+            return None
+        setting = self._terms.setting
+        tools = Tools.open(
+            setting.project,
+            self._needs,
+            run=self.workflow_id,
+            feature=self._feature,
+            audit_key=self._journal.audit_key if self._journal is not None else b"",
+            environ=setting.environ,
+            tell=self._tell,
+        )
+        self._terms = replace(self._terms, setting=replace(setting, tools=tools.line))
+        return tools
+
+    def _finish_cache(self, loop: Loop) -> None:
+        """Have what was left kept; not where somebody waits for the run to be over."""
+        if self._cache is not None:
+            self._cache.close(finish=loop.stop is None)
+            for text in self._cache.notices():
+                self._tell(Notice("warning", text))
 
     def cancel(self, save: bool = True) -> None:
         """End the run soon, its operations killed; safe in a signal handler, from other threads, and more than once.
@@ -248,6 +294,7 @@ class Runner:
             commit=self._commit,
             tell=self._tell,
             gate=self._gate,
+            cache=self._cache,
             clock=self._clock,
             jitter=self._jitter,
         )
@@ -257,7 +304,7 @@ class Runner:
         keeps = _keeps(self._workflow)
         stop = loop.stop
         status, exit_code = run_status(
-            ((phase.status, phase.single) for phase in phases),
+            ((phase.status, phase.single and not _lacks_a_service(phase)) for phase in phases),
             cancelled=stop is not None and stop.reason == "cancelled",
             timed_out=stop is not None and stop.reason == "timeout",
         )
@@ -271,6 +318,8 @@ class Runner:
             metrics=replace(
                 _metrics(phases, duration_s, loop.parallel_max),
                 restored=len(self._earlier.phases),
+                cached=self._cache.hits if self._cache is not None else 0,
+                cache_asked=self._cache.asked if self._cache is not None else 0,
                 weight=weigh(_leaving(phases, keeps)),
             ),
             errors=tuple(_errors(self._workflow, phases, stop)),
@@ -282,6 +331,11 @@ class Runner:
         if self._journal is None:
             return "nothing was saved: run it again"
         return f"resume it with: sage-sandbox resume {self._feature}"
+
+
+def _lacks_a_service(phase: PhaseResult) -> bool:
+    """Whether a phase failed for want of something that may be back later: its run is paused then, not failed."""
+    return any(operation.outcome.reason == "unavailable" for operation in phase.operations)
 
 
 def _farewell(result: RunResult, *, saved: bool) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from typing import Final, Literal
 
 from sage_sandbox.errors import ExitCode
 from sage_sandbox.events import PhaseStatus, RunStatus
-from sage_sandbox.outcome import Attempt, Outcome, Reason, rejected
+from sage_sandbox.outcome import Attempt, Contact, Outcome, Reason, gathered, rejected
 from sage_sandbox.policy import RETRIES_MAX
 from sage_sandbox.workflow.definition import Operation, Phase
 
-RETRIED: Final[frozenset[Reason]] = frozenset({"error", "timeout", "worker lost"})
+RETRIED: Final[frozenset[Reason]] = frozenset({"error", "timeout", "worker lost", "unavailable"})
 """What may pass when tried again; a limit, a denial and a cancel would be the same the next time."""
 BACKOFF_FIRST_S: Final = 0.5
 BACKOFF_MAX_S: Final = 30.0
@@ -85,6 +85,7 @@ class Trial:
     ticket: int = 0
     settled: bool = False
     attempts: list[Attempt] = field(default_factory=list)
+    contacts: tuple[Contact, ...] = ()
 
     @property
     def operation(self) -> Operation:
@@ -99,12 +100,14 @@ class Trial:
             self.run.was_cut = True
             outcome = replace(outcome, reason=stop.reason, error=stop.text, hint=stop.hint)
         self.attempts.append(Attempt(outcome.status, outcome.reason, outcome.error, outcome.duration_s))
-        return replace(outcome, attempts=tuple(self.attempts))
+        self.contacts = gathered((*self.contacts, *outcome.contacts))
+        return replace(outcome, attempts=tuple(self.attempts), contacts=self.contacts)
 
     def cut(self, stop: Stop) -> Outcome:
         """The outcome of an operation that is stopped between two attempts, or before its first."""
         self.run.was_cut = True
-        return replace(rejected(stop.reason, stop.text, stop.hint), attempts=tuple(self.attempts))
+        cut = rejected(stop.reason, stop.text, stop.hint)
+        return replace(cut, attempts=tuple(self.attempts), contacts=self.contacts)
 
 
 class PhaseRun:

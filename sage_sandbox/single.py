@@ -67,9 +67,9 @@ class Sandbox:
 
     def _run(self, job: Job, stdin: bytes) -> Outcome:
         if self._supervisor is None:
-            from sage_sandbox.sandbox.supervisor import Supervisor
+            from sage_sandbox.operations.confining import supervisor
 
-            self._supervisor = Supervisor(self.project)
+            self._supervisor = supervisor(self.project)
         job = replace(job, policy=self.policy, project=self.project, env=granted_values(self.policy, os.environ))
         return self._supervisor.run(job, stdin=stdin)
 
@@ -125,7 +125,10 @@ def like_job(place: str, argv: Sequence[str], grants: Iterable[Grant], limits: A
     here = Circumstances(phase_id, operation_id, 1, policy, settled, b"{}")
     if argv:
         operation = replace(operation, type="command", argv=tuple(argv), output="text")
-    return make_job(operation, setting, here, {"params": resolve_params(workflow, params), "feature": "exec"})
+    job = make_job(operation, setting, here, {"params": resolve_params(workflow, params), "feature": "exec"})
+    if job.type == "mcp":
+        raise UsageError(f"{name} calls a tool: it has no sandbox that something could be run in")
+    return job
 
 
 def _json(value: Any) -> bytes:

@@ -62,7 +62,9 @@ class World:
     def main(self, *args: str) -> int:
         self.ran.clear()
         self.jobs.clear()
-        return main(args)
+        # Operations do here what the test says, not what their content does: the cache could not tell them apart.
+        uncached = ("--no-cache",) if args[0] in ("run", "resume") else ()
+        return main((*args, *uncached))
 
     def state(self, *names: str) -> Path:
         return self.project.joinpath(".sage", "state", *names)

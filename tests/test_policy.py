@@ -22,9 +22,12 @@ from sage_sandbox.policy import (
     fold,
     format_duration,
     format_size,
+    grants_tool,
     is_git_config,
     is_hidden,
     is_protected,
+    is_tool_grant,
+    is_tool_name,
     parse_duration,
     parse_grant,
     parse_size,
@@ -66,6 +69,24 @@ class TestGrants:
             ("--allow read needs a value", "read"),
             ("--allow read needs a value", "read!:"),
             ("a NUL byte is in the value", "read:a\0"),
+            *(
+                ("--allow tool takes SERVER/TOOL or SERVER/*", f"tool:{value}")
+                for value in (
+                    "*",
+                    "a",
+                    "a/",
+                    "/b",
+                    "*/b",
+                    "a/b/c",
+                    "a/b*",
+                    "a/?",
+                    "a b/c",
+                    "../b",
+                    "a/..",
+                    "a/b\n",
+                    "é/b",
+                )
+            ),
         ],
     )
     def test_what_is_no_grant_is_refused_in_the_users_words(self, message: str, text: str) -> None:
@@ -75,7 +96,7 @@ class TestGrants:
         assert message in str(caught.value)
 
     @given(
-        st.sampled_from([kind for kind in GRANT_KINDS if kind != "loopback"]),
+        st.sampled_from([kind for kind in GRANT_KINDS if kind not in ("loopback", "tool")]),
         st.text(min_size=1).filter(lambda v: "\0" not in v),
     )
     def test_any_value_comes_back(self, kind: str, value: str) -> None:
@@ -88,6 +109,55 @@ class TestGrants:
         except UsageError:
             return
         assert grant == parse_grant(str(grant))
+
+
+class TestTools:
+    @given(st.from_regex(r"[a.]{1,3}/[a./*]{1,5}", fullmatch=True))
+    def test_what_is_granted_by_its_name_is_a_tools_name(self, text: str) -> None:
+        assert not is_tool_grant(text) or text.endswith("/*") or is_tool_name(text)
+        assert not is_tool_name(text) or not {"", ".", ".."} & {*text.split("/")}
+
+    @pytest.mark.parametrize(
+        ("granted", "tool"), [("a/b", "a/b"), ("a/*", "a/b"), ("a/*", "a/b/c"), ("a.b/*", "a.b/c")]
+    )
+    def test_a_grant_allows_its_tool_or_all_of_its_server(self, granted: str, tool: str) -> None:
+        assert grants_tool(("x/y", granted), tool)
+
+    @pytest.mark.parametrize(
+        ("granted", "tool"),
+        [
+            ("a/b", "a/B"),
+            ("a/b", "a/bc"),
+            ("a/*", "ab/c"),
+            ("a/*", "b/a/c"),
+            ("*", "a/b"),
+            ("*/*", "a/b"),
+            ("a/b*", "a/bc"),
+        ],
+    )
+    def test_a_grant_allows_no_other(self, granted: str, tool: str) -> None:
+        assert not grants_tool((granted,), tool)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "a",
+            "a/",
+            "/a",
+            "a/b\0",
+            "a/b\n",
+            "a/../b",
+            "../a",
+            "a/./b",
+            "a//b",
+            "a/b/",
+            "a b/c",
+            "é/a",
+            "a/" + "b" * 129,
+        ],
+    )
+    def test_what_could_be_a_path_or_a_line_is_no_tools_name(self, text: str) -> None:
+        assert not is_tool_name(text)
 
 
 class TestPolicies:

@@ -20,7 +20,9 @@ _NAME_MAX: Final = 200
 PRUNED: Final = "pruned"
 HEALED: Final = "healed"
 KINDS: Final = frozenset(
-    {"start", "stop", "resume", "cancel", "state", "grants", "violation", "error", "rekey", PRUNED, HEALED}
+    {"start", "stop", "resume", "cancel"}
+    | {"state", "grants", "violation", "outside", "call", "breaker", "error", "rekey"}
+    | {PRUNED, HEALED}
 )
 
 # What follows the body. Anything else in its place, be it one space more, is no line of ours.

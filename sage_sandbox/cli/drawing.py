@@ -86,6 +86,8 @@ def _phase(picture: Picture, phase: Phase) -> Iterator[str]:
 def _what(operation: Operation) -> str:
     if operation.type == "command":
         return clip(" ".join(operation.argv), _LINE)
+    if operation.type == "mcp":
+        return clip(operation.tool, _LINE)
     return clip(operation.file, _LINE) if operation.file else "inline code"
 
 

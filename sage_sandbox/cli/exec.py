@@ -70,11 +70,11 @@ def _job(argv: Sequence[str], like: str | None, settings: dict[str, Any]) -> Job
 
 def _run(job: Job, *, tty: bool, relayed: bool) -> Outcome:
     from sage_sandbox.cli.terminal import own_terminal
-    from sage_sandbox.sandbox.supervisor import Supervisor
+    from sage_sandbox.operations.confining import supervisor as confining
     from sage_sandbox.sandbox.watch import Relay
     from sage_sandbox.signals import cancel_on_signals
 
-    supervisor = Supervisor(job.project)
+    supervisor = confining(job.project)
     try:
         with cancel_on_signals(interrupt=not tty) as cancel_fd:
             if tty:

@@ -27,6 +27,9 @@ class Verb(NamedTuple):
 
 VERBS: Final = {
     "audit": Verb("sage_sandbox.cli.audit", "Show or verify what was done, and on whose word."),
+    "cache": Verb(
+        "sage_sandbox.cli.cache", "Show or throw away what is kept so that the same operation need not run again."
+    ),
     "cancel": Verb("sage_sandbox.cli.cancel", "End a run; what is done is saved."),
     "demo": Verb(
         "sage_sandbox.cli.demo", "Show an untrusted workflow at work, and hostile code denied.", confines=True
@@ -49,6 +52,7 @@ VERBS: Final = {
         "sage_sandbox.cli.state", "Verify, export, re-encrypt or throw away what runs have saved in this project."
     ),
     "status": Verb("sage_sandbox.cli.status", "Show how a run stands: progress, metrics, errors."),
+    "tools": Verb("sage_sandbox.cli.tools", "List the tool servers of this project, and approve them."),
     "validate": Verb("sage_sandbox.cli.validate", "Report everything that is wrong with a template."),
 }
 

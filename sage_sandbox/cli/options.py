@@ -60,7 +60,8 @@ def allow() -> Callable[[F], F]:
         multiple=True,
         metavar="KIND:VALUE",
         callback=_grants,
-        help="Allow something: read:PATH, write:PATH, write-through:PATH, env:NAME or loopback. May be repeated.",
+        help="Allow something: read:PATH, write:PATH, write-through:PATH, net:HOST:PORT, tool:SERVER/TOOL, env:NAME or "
+        "loopback. May be repeated.",
     )
 
 

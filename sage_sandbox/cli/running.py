@@ -37,6 +37,7 @@ def run_options() -> Callable[[F], F]:
         options.timeout("the workflow"),
         options.require(),
         click.option("--full", is_flag=True, help="Print whole results, not the kept part of each."),
+        click.option("--no-cache", is_flag=True, help="Run everything; neither use nor keep outcomes of other runs."),
         click.option("--detach", is_flag=True, help="Go on in a process of its own; print how to find it."),
         options.as_json(),
     )
@@ -53,6 +54,7 @@ def how_of(settings: dict[str, Any], *, as_json: bool) -> How:
     """What was typed, as the library takes it: on a terminal there is somebody to ask."""
     from sage_sandbox.api import How
     from sage_sandbox.grants.asking import terminal_asker
+    from sage_sandbox.grants.asking_servers import terminal_server_asker
     from sage_sandbox.observe.progress import Progress
 
     return How(
@@ -63,7 +65,9 @@ def how_of(settings: dict[str, Any], *, as_json: bool) -> How:
         timeout_s=settings["timeout_s"],
         require=frozenset(settings["requirements"]),
         observers=(Progress(),),
+        cache=not settings["no_cache"],
         ask=None if as_json else terminal_asker(),
+        ask_server=None if as_json else terminal_server_asker(),
         ask_passphrase=passphrase_asker(as_json=as_json),
     )
 

@@ -120,8 +120,10 @@ class Folder:
             raise
         return fd
 
-    def write_new(self, name: str, data: bytes) -> None:
+    def write_new(self, name: str, data: bytes, *, durable: bool = True) -> None:
         """Put a file in place, whole or not at all; the folder is not fsynced. OSError: what was there is still there.
+
+        Not ``durable``: a power cut may leave it torn, so only for what its reader can tell to be whole and do without.
 
         After a failed fsync the file is given up, never synced again: the kernel may have dropped the pages it could
         not write, and report success the next time (fsyncgate, 2018).
@@ -129,7 +131,7 @@ class Folder:
         temporary = f"{_single(name)}.{os.urandom(4).hex()}.tmp"
         fd = self.open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
-            _write_durably(fd, data)
+            _write_all(fd, data, durable=durable)
             self.rename(temporary, self, name)
         except BaseException:
             with suppress(OSError):
@@ -280,12 +282,13 @@ def _read_at_most(fd: int, expected: int, most: int) -> bytes:
     return data
 
 
-def _write_durably(fd: int, data: bytes) -> None:
+def _write_all(fd: int, data: bytes, *, durable: bool) -> None:
     try:
         left = memoryview(data)
         while left:
             left = left[os.write(fd, left) :]
-        os.fsync(fd)
+        if durable:
+            os.fsync(fd)
     finally:
         os.close(fd)
 

@@ -50,7 +50,7 @@ def ask(question: Question, stdin: TextIO, stderr: TextIO) -> Answer:
     """Show the question, wait for one line that was typed after it; anything but a clear yes is a no."""
     stderr.write(render(question))
     stderr.flush()
-    answer = _ANSWERS.get(_read_line(stdin.fileno()).strip().lower(), "no")
+    answer = _ANSWERS.get(read_line(stdin.fileno()).strip().lower(), "no")
     return "no" if answer == "remember" and question.forgetful else answer
 
 
@@ -93,7 +93,8 @@ def _choices(question: Question) -> str:
     return f"Allow? y = for this run, {always}n = no"
 
 
-def _read_line(descriptor: int) -> str:
+def read_line(descriptor: int) -> str:
+    """One line that is typed from now on; empty if it has no end."""
     # From the descriptor, not the stream: what Python has buffered was typed before the question.
     try:
         termios.tcflush(descriptor, termios.TCIFLUSH)

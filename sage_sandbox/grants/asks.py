@@ -42,7 +42,9 @@ def policy_of(grants: Iterable[Grant], unprotected: Iterable[str] = ()) -> Polic
         read=tuple(values.get("read", ())),
         write=tuple(values.get("write", ())),
         write_through=tuple(values.get("write-through", ())),
+        net=tuple(values.get("net", ())),
         loopback="loopback" in values,
+        tool=tuple(values.get("tool", ())),
         env=tuple(values.get("env", ())),
         unprotected=tuple(unprotected) if writes else (),
     )

@@ -8,7 +8,8 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from sage_sandbox.grants.places import is_beneath
-from sage_sandbox.policy import Grant, GrantKind, is_git_config, is_hidden
+from sage_sandbox.hosts import parse_target, wider
+from sage_sandbox.policy import Grant, GrantKind, every_tool, grants_tool, is_git_config, is_hidden
 
 COVERING: Final[Mapping[GrantKind, tuple[GrantKind, ...]]] = {
     "read": ("read", "write", "write-through"),
@@ -19,7 +20,11 @@ COVERING: Final[Mapping[GrantKind, tuple[GrantKind, ...]]] = {
 
 
 def covers(grant: Grant, ask: Grant) -> bool:
-    """Whether the grant allows all that is asked; paths of both are real and absolute."""
+    """Whether the grant allows all that is asked; both are resolved."""
+    if ask.kind == grant.kind == "net":
+        return parse_target(grant.value).covers(parse_target(ask.value))
+    if ask.kind == grant.kind == "tool":
+        return grants_tool((grant.value,), ask.value)
     if ask.kind not in COVERING:
         return (grant.kind, grant.value) == (ask.kind, ask.value)
     if grant.kind not in COVERING[ask.kind] or not is_beneath(ask.value, grant.value):
@@ -28,13 +33,17 @@ def covers(grant: Grant, ask: Grant) -> bool:
 
 
 def covering(ask: Grant, held: AbstractSet[Grant]) -> Iterator[Grant]:
-    """Those of the held (plain) grants that cover the ask, found by its ancestors and not one by one."""
-    folders = [ask.value]
-    if ask.kind in COVERING:
-        folders += [str(folder) for folder in PurePosixPath(ask.value).parents]
-    for folder in folders:
+    """Those of the held (plain) grants that cover the ask, found by what lies above it and not one by one."""
+    values = [ask.value]
+    if ask.kind == "net":
+        values = [str(target) for target in wider(parse_target(ask.value))]
+    elif ask.kind == "tool":
+        values.append(every_tool(ask.value))
+    elif ask.kind in COVERING:
+        values += [str(folder) for folder in PurePosixPath(ask.value).parents]
+    for value in values:
         for kind in COVERING.get(ask.kind, (ask.kind,)):
-            grant = Grant(kind, folder)
+            grant = Grant(kind, value)
             if grant in held and covers(grant, ask):
                 yield grant
 

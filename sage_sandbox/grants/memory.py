@@ -17,7 +17,7 @@ from sage_sandbox.disk.places import user_config
 from sage_sandbox.errors import Locked, NotGranted, StateUnwritable, UsageError
 from sage_sandbox.grants.asks import all_asks
 from sage_sandbox.grants.resolving import PATH_KINDS
-from sage_sandbox.policy import UNAVAILABLE_KINDS, Grant, parse_grant
+from sage_sandbox.policy import Grant, parse_grant
 from sage_sandbox.workflow.definition import Workflow
 
 FILE_NAME: Final = "grants.json"
@@ -189,7 +189,7 @@ def _check_remembered(text: str) -> None:
     except UsageError as error:
         raise ValueError(f"{text!r} is not a grant") from error
     relative = grant.kind in PATH_KINDS and not grant.value.startswith("/")
-    if grant.forced or grant.kind in UNAVAILABLE_KINDS or relative:
+    if grant.forced or relative:
         raise ValueError(f"{text!r} is not a grant that is ever remembered")
 
 

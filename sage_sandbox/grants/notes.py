@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from sage_sandbox.grants.environment import looks_like_credential
+from sage_sandbox.hosts import Target, is_address, parse_target
 from sage_sandbox.policy import Grant, is_git_config, is_hidden, runs_later
 
 _LOOKED_AT: Final = 1_000
@@ -17,7 +18,9 @@ _NAMED: Final = 3
 def describe(ask: Grant, resolved: Grant) -> str:
     """The consequences of granting this, or an empty text where they are what the words say."""
     if ask.kind == "net":
-        return f"data may leave to {ask.value}"
+        return _leaves_to(parse_target(resolved.value))
+    if ask.kind == "tool":
+        return f"what it is called with goes to {ask.value.partition('/')[0]}"
     if ask.kind == "env":
         return "its value looks like a credential" if looks_like_credential(ask.value) else ""
     if ask.kind == "read":
@@ -28,6 +31,15 @@ def describe(ask: Grant, resolved: Grant) -> str:
     if ask.kind == "write-through":
         return _join("written at once; names such as .git are not protected in it", _runs_later(resolved.value))
     return ""
+
+
+def _leaves_to(target: Target) -> str:
+    if target.wild:
+        domain = Target(target.host.removeprefix("*."), target.port)
+        return f"data may leave to every host beneath {domain}, and to whoever answers for its names"
+    if target.host == "localhost" or is_address(target.host):
+        return f"data may leave to {target}; an address is reached as it is, also of this machine or a private network"
+    return f"data may leave to {target}"
 
 
 def _join(*notes: str) -> str:

@@ -13,7 +13,8 @@ from typing import Final
 from sage_sandbox.errors import UsageError
 from sage_sandbox.grants.environment import check_name
 from sage_sandbox.grants.places import UNREADABLE_ROOTS, Place, Places, in_dot_folder, is_beneath
-from sage_sandbox.policy import UNAVAILABLE_KINDS, Grant, GrantKind, fold, is_protected
+from sage_sandbox.hosts import parse_target
+from sage_sandbox.policy import Grant, GrantKind, fold, is_protected, is_tool_grant
 
 PATH_KINDS: Final[tuple[GrantKind, ...]] = ("read", "write", "write-through")
 
@@ -48,10 +49,12 @@ def resolve_allowed(grants: Sequence[Grant], places: Places) -> Allowed:
 
 def resolve(grant: Grant, places: Places) -> Grant:
     """The grant with its value checked and, for a path, real and absolute; UsageError if it is never granted."""
-    if grant.kind in UNAVAILABLE_KINDS:
-        raise UsageError(f"{grant.kind} grants are not available in this version")
     if grant.kind == "env":
         check_name(grant.value)
+    if grant.kind == "net":
+        return replace(grant, value=str(parse_target(grant.value)))
+    if grant.kind == "tool" and not is_tool_grant(grant.value):
+        raise UsageError("that is neither server/tool nor server/*", "name the server in full")
     if grant.kind not in PATH_KINDS:
         return grant
     path = resolve_path(grant.value, places.project)

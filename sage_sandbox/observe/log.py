@@ -30,7 +30,7 @@ from sage_sandbox.events import (
     RunSettled,
     RunStarted,
 )
-from sage_sandbox.observe.progress import spoken
+from sage_sandbox.observe.progress import cached, spoken
 from sage_sandbox.results.personal import cleaned
 
 FILE: Final = "orchestration.jsonl"
@@ -116,6 +116,9 @@ def _operation(event: OperationSettled) -> tuple[Level, str, dict[str, Any]]:
             where["hint"] = _cut(cleaned(outcome.hint))
         return "WARN" if outcome.reason == "cancelled" else "ERROR", text, where
     text = f"operation fulfilled ({spoken(outcome.duration_s)})"
+    if outcome.cached_s is not None:
+        text = f"operation not run: {cached(outcome.cached_s)}"
+        where["cachedMs"] = _ms(outcome.cached_s)
     if outcome.scrubbed:
         return "WARN", f"{text}; {outcome.scrubbed} secrets in what it left were replaced", where
     return "INFO", text, where

@@ -37,6 +37,7 @@ class Progress:
         self._failed: dict[str, list[tuple[str, Outcome]]] = {}
         self._blocked: list[str] = []
         self._operations = 0
+        self._cached = 0
 
     def __call__(self, event: Event) -> None:
         """Write what there is to say about an event."""
@@ -68,7 +69,8 @@ class Progress:
         outcome, name = event.outcome, f"{event.phase}/{event.operation}"
         self._operations += 1
         if outcome.ok:
-            self.say(f"✓ {name} {spoken(outcome.duration_s)}")
+            self._cached += outcome.cached_s is not None
+            self.say(f"✓ {name} {spoken(outcome.duration_s) if outcome.cached_s is None else cached(outcome.cached_s)}")
             return
         self._failed.setdefault(event.phase, []).append((event.operation, outcome))
         self.say(f"✗ {name} {cleaned(outcome.error) or outcome.reason}")
@@ -93,8 +95,10 @@ class Progress:
             self.say(f"⚠ {_count(len(self._blocked), 'phase')} not started ({_names(self._blocked)})")
         took = spoken(event.duration_s)
         if event.status == "completed":
+            cached = f", {self._cached:,} cached" if self._cached else ""
             tokens = f", {spoken_tokens(event.weight)}" if event.weight.handed_tokens else ""
-            self.say(f"✓ Workflow complete ({took}, {_count(self._operations, 'operation')}{tokens}, 0 reloads)")
+            operations = _count(self._operations, "operation")
+            self.say(f"✓ Workflow complete ({took}, {operations}{cached}{tokens}, 0 reloads)")
         else:
             resume = f"resume later with: sage-sandbox resume {event.feature}"
             later = resume if event.resumable else "nothing was saved"
@@ -133,6 +137,15 @@ def spoken(seconds: float) -> str:
         return f"{minutes} min {rest} sec" if rest else f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def cached(age_s: float) -> str:
+    """How old an answer is: ``cached, just now``, ``cached, 5 min old``, ``cached, 3 days old``."""
+    for unit, one, many in ((86400.0, "day", "days"), (3600.0, "h", "h"), (60.0, "min", "min"), (1.0, "sec", "sec")):
+        if age_s >= unit:
+            number = int(age_s / unit)
+            return f"cached, {number} {one if number == 1 else many} old"
+    return "cached, just now"
 
 
 Failed = list[tuple[str, Outcome]]

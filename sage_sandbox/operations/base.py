@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sage_sandbox.broker.client import Line
 from sage_sandbox.policy import Limits, Policy
 from sage_sandbox.sandbox.job import Job
 
@@ -21,6 +22,8 @@ class Task:
     operation: str
     attempt: int
     job: Job
+    tools: Line | None = None
+    """Where the run's tools are called; None where none was granted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class Setting:
 
     ``environ`` is where the values of granted names are read: here, in the coordinator, so that they travel in the job
     of the operation they were granted to and in nothing else. ``artifacts`` is the folder of the feature, or empty.
+    ``tools`` is where tools are called, once that is known.
     """
 
     run: str
@@ -36,6 +40,7 @@ class Setting:
     artifacts: str
     require_cgroup: bool
     environ: Mapping[str, str]
+    tools: Line | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from typing import Final, Protocol
 
 from sage_sandbox.errors import SandboxUnavailable
 from sage_sandbox.operations.base import Task
+from sage_sandbox.operations.caller import Caller
 from sage_sandbox.operations.channel import (
     Ended,
     Frame,
@@ -59,10 +60,13 @@ MakeSupervisor = Callable[[str, int], Supervisor]
 
 
 def confined(project: str, slot: int) -> Supervisor:
-    """The supervisor that confines: the only one outside the tests."""
-    from sage_sandbox.sandbox.supervisor import Supervisor as Confining
+    """The supervisor that confines: the only one outside the tests.
 
-    return Confining(project, slot=slot)
+    What its operations call tools with is this worker's `Caller`.
+    """
+    from sage_sandbox.operations.confining import supervisor
+
+    return supervisor(project, slot=slot, caller=_here.caller)
 
 
 class Worker:
@@ -72,11 +76,18 @@ class Worker:
     """
 
     def __init__(
-        self, connection: socket.socket, supervisor: Supervisor, scrubber: Scrubber, *, own_process: bool
+        self,
+        connection: socket.socket,
+        supervisor: Supervisor,
+        scrubber: Scrubber,
+        caller: Caller | None = None,
+        *,
+        own_process: bool,
     ) -> None:
         self._connection = connection
         self._supervisor = supervisor
         self._scrubber = scrubber
+        self._caller = caller or Caller()
         self._own_process = own_process
         self._cancel_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._state = threading.Condition()
@@ -123,6 +134,7 @@ class Worker:
                 return
             self._ended = True
         self._supervisor.close()
+        self._caller.close()
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
 
@@ -142,7 +154,7 @@ class Worker:
 
     def _finish(self, task: Task) -> Ended:
         started = time.monotonic()
-        outcome = self._scrub(task.job, self._run_one(task.job))
+        outcome = self._scrub(task.job, self._run_one(task))
         self._idle()
         return Ended(task.ticket, outcome, time.monotonic() - started)
 
@@ -153,14 +165,19 @@ class Worker:
                 os.eventfd_read(self._cancel_fd)
             self._state.notify_all()
 
-    def _run_one(self, job: Job) -> Outcome:
+    def _run_one(self, task: Task) -> Outcome:
+        self._caller.begin(f"{task.phase}/{task.operation}", task.tools)
         try:
-            return self._supervisor.run(job, cancel_fd=self._cancel_fd)
+            if task.job.type == "mcp":
+                return self._caller.run(task.job, cancel_fd=self._cancel_fd)
+            return self._supervisor.run(task.job, cancel_fd=self._cancel_fd)
         except SandboxUnavailable as error:
             self.send(_withheld(error))
             return rejected("error", error.message, error.hint)
         except Exception as error:  # noqa: BLE001 - a fault of ours: it costs this operation only, and is seen
             return rejected("error", f"the supervisor failed: {type(error).__name__}: {error}")
+        finally:
+            self._caller.end()
 
     def _scrub(self, job: Job, outcome: Outcome) -> Outcome:
         # What the user granted is for the operation, not for those who read what it left.
@@ -228,7 +245,8 @@ def enter(
         if own_process:
             os._exit(0)
         return
-    worker = Worker(connection, make(project, slot), Scrubber(secrets), own_process=own_process)
+    caller = _here.caller = Caller()
+    worker = Worker(connection, make(project, slot), Scrubber(secrets), caller, own_process=own_process)
     _here.worker = worker
     threading.Thread(target=worker.listen, name="sage-listener", daemon=True).start()
     worker.prepare()

@@ -14,7 +14,7 @@ from functools import cache, partial
 from itertools import groupby
 from typing import Final, NamedTuple, TypeVar
 
-from sage_sandbox.outcome import Attempt, Outcome, Violation
+from sage_sandbox.outcome import Attempt, Contact, Outcome, Violation
 from sage_sandbox.policy import SECRET_NAMES, STATE_KEY_NAMES, STREAM_KEPT
 from sage_sandbox.results.json_strings import JsonStrings
 from sage_sandbox.results.shapes import (
@@ -53,7 +53,7 @@ _SECRET_SUFFIXES: Final = (
     "_PRIVATE_KEY", "_SIGNING_KEY", "_ENCRYPTION_KEY",
 )  # fmt: skip
 
-_Record = TypeVar("_Record", Violation, Attempt)
+_Record = TypeVar("_Record", Violation, Contact, Attempt)
 
 
 def known_values(environ: Mapping[str, str], *, state_keys: bool = True) -> tuple[str, ...]:
@@ -152,8 +152,9 @@ class Scrubber:
         error, in_error = self.text(outcome.error)
         hint, in_hint = self.text(outcome.hint)
         violations, in_violations = _each(self._violation, outcome.violations)
+        contacts, in_contacts = _each(self._contact, outcome.contacts)
         attempts, in_attempts = _each(self._attempt, outcome.attempts)
-        hits = in_result + in_stdout + in_stderr + in_error + in_hint + in_violations + in_attempts
+        hits = in_result + in_stdout + in_stderr + in_error + in_hint + in_violations + in_contacts + in_attempts
         if not hits and stdout is outcome.stdout and stderr is outcome.stderr:
             return outcome, NOTHING
         return replace(
@@ -164,6 +165,7 @@ class Scrubber:
             error=error,
             hint=hint,
             violations=violations,
+            contacts=contacts,
             attempts=attempts,
             scrubbed=outcome.scrubbed + hits.count,
         ), hits
@@ -181,6 +183,8 @@ class Scrubber:
         said = [outcome.error, outcome.hint]
         for violation in outcome.violations:
             said += (violation.what, violation.allow)
+        for contact in outcome.contacts:
+            said += (contact.host, contact.why, contact.allow)
         said += (attempt.error for attempt in outcome.attempts)
         texts = "\n".join(said).encode("utf-8", "surrogatepass")
         suspects = self._suspect(b"\n".join((outcome.result, outcome.stdout, outcome.stderr, texts)))
@@ -237,6 +241,12 @@ class Scrubber:
         what, in_what = self.text(violation.what)
         allow, in_allow = self.text(violation.allow)
         return Violation(what, allow), in_what + in_allow
+
+    def _contact(self, contact: Contact) -> tuple[Contact, Hits]:
+        host, in_host = self.text(contact.host)
+        why, in_why = self.text(contact.why)
+        allow, in_allow = self.text(contact.allow)
+        return replace(contact, host=host, why=why, allow=allow), in_host + in_why + in_allow
 
     def _attempt(self, attempt: Attempt) -> tuple[Attempt, Hits]:
         error, hits = self.text(attempt.error)

@@ -16,6 +16,7 @@ from typing import Any
 from sage_sandbox.outcome import Violation
 from sage_sandbox.policy import Policy, is_hidden
 from sage_sandbox.sandbox.job import Job
+from sage_sandbox.sandbox.steps import PROXY_PORT
 
 _ABSENT = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR})
 _UNWRITABLE = frozenset({errno.EROFS})
@@ -30,6 +31,7 @@ _REFUSALS = (
     "cannot access",
     "Operation not permitted",
 )
+_UNRESOLVED = ("name resolution", "Name or service not known", "Could not resolve host", "getaddrinfo EAI_AGAIN")
 _LINES_MAX = 50
 _LINE_MAX = 8_192
 _TOKENS_MAX = 200
@@ -42,6 +44,8 @@ def explain_error(job: Job, error: Mapping[str, Any]) -> Violation | None:
         return None
     if isinstance(path, str) and path and "\0" not in path:
         return _explain_path(job, path, writing=code in _UNWRITABLE) if code in _ABSENT | _UNWRITABLE else None
+    if code in _UNREACHABLE and job.policy.net:
+        return Violation(f"tried to reach a network past the proxy at 127.0.0.1:{PROXY_PORT}")
     if code in _UNREACHABLE and not job.policy.loopback:
         return Violation("tried to reach a network", "loopback")
     return None
@@ -61,6 +65,17 @@ def explain_text(job: Job, text: str) -> Violation | None:
         if found := _explain_path(job, token, writing=writing):
             return found
     return None
+
+
+def outside_hint(job: Job, text: str) -> str:
+    """What helps an operation that looked for a host by itself, which nothing in a sandbox can; or nothing."""
+    if "transport 'ssh' not allowed" in text or "transport 'git' not allowed" in text:
+        return "only http and https go through the proxy: use the repository's https:// address"
+    if not any(words in text for words in _UNRESOLVED):
+        return ""
+    if job.policy.net:
+        return f"hosts are reached through the proxy that http_proxy names, at 127.0.0.1:{PROXY_PORT}"
+    return "a host is reached with --allow net:HOST:PORT"
 
 
 def _explain_path(job: Job, path: str, *, writing: bool) -> Violation | None:

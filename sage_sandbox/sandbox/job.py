@@ -15,15 +15,17 @@ class Job:
     ``policy`` holds absolute, real paths. ``params`` and ``inputs`` are JSON text (UTF-8). ``env`` holds the values of
     the granted names and what the runner adds (``SAGE_ATTEMPT``, ``SAGE_IDEMPOTENCY_KEY``). ``project`` is the absolute
     path the operation sees as its working directory. Artifacts are put below ``artifacts`` (a folder that need not
-    exist yet; empty: none are collected).
+    exist yet; empty: none are collected). A job of type ``mcp`` is no sandbox's: its worker has ``tool`` called with
+    ``params``.
     """
 
-    type: Literal["python", "command"]
+    type: Literal["python", "command", "mcp"]
     code: str = ""
     file: str = "<operation>"
     files: tuple[tuple[str, str], ...] = ()
     packages: tuple[str, ...] = ()
     argv: tuple[str, ...] = ()
+    tool: str = ""
     output: Literal["text", "lines", "json"] = "text"
     ok_codes: tuple[int, ...] = (0,)
     params: bytes = b"null"

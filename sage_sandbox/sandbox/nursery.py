@@ -106,6 +106,8 @@ class Gone:
 class Child:
     """Our ends of one child. ``pidfd`` is -1 until the zygote has sent it, ``work_fd`` until there is a work folder.
 
+    ``listener`` is -1 unless the child has a port behind which the egress proxy answers.
+
     ``whole`` tells whether all steps of the ``blueprint`` were sent, or only those that may be done ahead.
     """
 
@@ -117,6 +119,7 @@ class Child:
     group: Cgroup | None = None
     pidfd: int = -1
     work_fd: int = -1
+    listener: int = -1
     blueprint: Blueprint | None = None
     whole: bool = False
     capabilities: dict[str, object] = field(default_factory=dict)
@@ -138,6 +141,8 @@ class Child:
             kind, body = self.frames.wait(deadline, descriptors=True)
             if kind == wire.WORK_FOLDER and self.frames.fds:
                 self.work_fd = self.frames.fds.pop(0)
+            elif kind == wire.LISTENER and self.frames.fds:
+                self.listener = self.frames.fds.pop(0)
             elif kind == wire.READY:
                 self.capabilities = json.loads(body)
                 return
@@ -162,10 +167,11 @@ class Child:
     def close(self) -> None:
         """Let go of every descriptor."""
         self.frames.sock.close()
-        for fd in (self.stdin, self.stdout, self.stderr, self.pidfd, self.work_fd, *self.frames.fds):
+        held = (self.stdin, self.stdout, self.stderr, self.pidfd, self.work_fd, self.listener, *self.frames.fds)
+        for fd in held:
             if fd >= 0:
                 os.close(fd)
-        self.stdin = self.stdout = self.stderr = self.pidfd = self.work_fd = -1
+        self.stdin = self.stdout = self.stderr = self.pidfd = self.work_fd = self.listener = -1
         self.frames.fds.clear()
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from importlib import metadata
 
-from packaging.requirements import Requirement
-
 from sage_sandbox.errors import UsageError
 
 Bind = tuple[str, str, bool]
@@ -44,6 +42,8 @@ def binds(names: tuple[str, ...]) -> tuple[Bind, ...]:
 
 
 def _required(distribution: metadata.Distribution) -> list[str]:
+    from packaging.requirements import Requirement  # most operations need no packages, and it takes long to load
+
     requirements = [Requirement(text) for text in distribution.requires or ()]
     return [entry.name for entry in requirements if entry.marker is None or entry.marker.evaluate({"extra": ""})]
 

@@ -12,7 +12,7 @@ from functools import cache
 
 from sage_sandbox.errors import NotGranted, SandboxUnavailable
 from sage_sandbox.policy import Limits, Policy
-from sage_sandbox.sandbox.inside import seccomp, syscalls, wire
+from sage_sandbox.sandbox.inside import seccomp, syscalls, tools, wire
 from sage_sandbox.sandbox.masks import Masker
 from sage_sandbox.sandbox.packages import FOLDER as PACKAGES
 from sage_sandbox.sandbox.packages import Bind
@@ -30,7 +30,12 @@ UID_BASE = 0x7000_0000
 (systemd's UIDS-GIDS document lists 1879048192 to 2147483647 as unused)."""
 
 PIDS_WITHOUT_CGROUP = 32
+
+PROXY_PORT = 3128
+"""Where the egress proxy answers, on the loopback of an operation with a net grant: nothing else is there yet."""
 _INODE_BYTES = 4096
+_PYTHON = f"{wire.PROGRAMS}/.python"
+"""A link to the interpreter: the first line of a program cannot name every path (execve(2))."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +88,10 @@ def foundation(
     device_links = [(f"/dev/{name}", f"/proc/self/fd/{n}") for n, name in enumerate(("stdin", "stdout", "stderr"))]
     return wire.Foundation(
         binds=(*binds, *etc_binds, *packages),
-        files=_own_etc(who),
+        files=(*_own_etc(who), (f"{wire.PROGRAMS}/sage-tool", _tool_program())),
         links=(
             *links, *etc_links, *device_links, ("/dev/fd", "/proc/self/fd"), (wire.SHARED_MEMORY, wire.BOX + wire.TMP),
-            (wire.TMP, wire.BOX + wire.TMP),
+            (wire.TMP, wire.BOX + wire.TMP), (_PYTHON, os.path.realpath(sys.executable)),
         ),
         folders=() if _beneath(project, wire.TMP) else (project,),
         devices=DEVICES,
@@ -142,6 +147,12 @@ def _own_etc(who: Identity) -> tuple[tuple[str, bytes], ...]:
     )
 
 
+def _tool_program() -> bytes:
+    """`sage-tool`: a module of ours as a program of its own."""
+    with open(tools.__file__, "rb") as file:
+        return f"#!{_PYTHON} -IS\n".encode() + file.read()
+
+
 @dataclass(frozen=True, slots=True)
 class Blueprint:
     """The steps of one child. Equal blueprints make equal children: a spare prepared for one serves the other."""
@@ -176,9 +187,11 @@ def compile_steps(policy: Policy, limits: Limits, who: Identity, base: wire.Foun
     grants = _grants(policy, masker)
     # Unix sockets in the abstract namespace belong to a network namespace; before Landlock ABI 6 nothing else parts
     # them.
-    network = policy.loopback or base.landlock_abi < 6
+    outside = bool(policy.net)
+    network = policy.loopback or outside or base.landlock_abi < 6
     ahead: tuple[wire.Step, ...] = (
         wire.Namespaces(network, bool(grants)),
+        *([wire.Listen(PROXY_PORT)] if outside else ()),
         *(_granted_view(limits, who, base) if grants else _lean_view(limits, who)),
     )
     root = wire.OWN_ROOT if grants else ""
@@ -188,7 +201,12 @@ def compile_steps(policy: Policy, limits: Limits, who: Identity, base: wire.Foun
         *grants,
         wire.Proc(root),
         wire.Landlock(
-            bool(grants) or policy.loopback, root, (wire.TMP, *opened) if grants else (), files, policy.loopback
+            bool(grants) or policy.loopback or outside,
+            root,
+            (wire.TMP, *opened) if grants else (),
+            files,
+            policy.loopback,
+            PROXY_PORT if outside else 0,
         ),
         wire.Pivot(root, project, _entries(base, grants)),
         wire.Identity(who.uid, who.gid, who.privileged),
@@ -224,7 +242,7 @@ def _own_root(base: wire.Foundation) -> wire.OwnRoot:
     tops = {path for _source, path, folder in base.binds if folder and not _beneath(path, "/etc")}
     links = tuple((path, target) for path, target in base.links if path.count("/") == 1 and path != wire.TMP)
     packages = {PACKAGES} if base.packages else set()
-    tops = {path for path in tops if not _beneath(path, PACKAGES)} | packages | {"/etc", "/dev"}
+    tops = {path for path in tops if not _beneath(path, PACKAGES)} | packages | {"/etc", "/dev", wire.PROGRAMS}
     return wire.OwnRoot(tuple(sorted(tops)), links)
 
 

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
 from sage_sandbox.errors import NotGranted, SandboxUnavailable, UsageError
-from sage_sandbox.outcome import Outcome, rejected
+from sage_sandbox.outcome import Contact, Outcome, rejected
 from sage_sandbox.policy import RESULT_MAX, Limits, MiB, format_size
 from sage_sandbox.sandbox import cgroup, collect, packages, steps
+from sage_sandbox.sandbox.calling import Desk, ToolCalls
+from sage_sandbox.sandbox.calls import CallHandler, Lister
 from sage_sandbox.sandbox.inside import wire
 from sage_sandbox.sandbox.job import Job
 from sage_sandbox.sandbox.masks import Masker
 from sage_sandbox.sandbox.nursery import BrokenProtocol, Child, ChildGone, Zygote
+from sage_sandbox.sandbox.outside import Gate, environment
 from sage_sandbox.sandbox.verdict import judge, limit_text
 from sage_sandbox.sandbox.watch import Relay, Watch
 
@@ -38,12 +42,25 @@ share the processors and the zygote with that: it waits so long, or until the op
 class Supervisor:
     """Runs one operation after the other, each in a child of its own. Not thread-safe; lives as long as its worker.
 
-    ``project`` is the absolute path that operations see as their working directory.
+    ``project`` is the absolute path that operations see as their working directory, ``gate`` makes the way out of
+    those with a net grant when the first one comes; without it there are none. ``handle_call`` carries out the tool
+    calls that their policies grant, in threads of this process; ``list_tools`` names the tools there are.
     """
 
-    def __init__(self, project: str, *, slot: int = 0) -> None:
+    def __init__(
+        self,
+        project: str,
+        *,
+        slot: int = 0,
+        gate: Callable[[], Gate] | None = None,
+        handle_call: CallHandler | None = None,
+        list_tools: Lister | None = None,
+    ) -> None:
         self.project = os.path.realpath(project)
         self.slot = slot
+        self._make_gate = gate
+        self._gate: Gate | None = None
+        self._desk = Desk(handle_call, list_tools)
         self._masker = Masker()
         self._plain: dict[tuple[object, ...], steps.Blueprint] = {}
         self._who: steps.Identity | None = None
@@ -74,6 +91,8 @@ class Supervisor:
                 f"{limit_text(job, 'memory')}: a sandbox takes {least}",
                 f"--limit memory={MEMORY_LEAST // MiB}M",
             )
+        if job.policy.net and self._make_gate is None:
+            raise SandboxUnavailable("there is no proxy that net grants could go through", "", "egress proxy")
         started = time.monotonic()
         terminal = relay.terminal if relay is not None else -1
         try:
@@ -89,13 +108,16 @@ class Supervisor:
             )
         if stdin is None:
             stdin = job.params if job.type == "command" else b""
-        return self._serve(child, job, Watch(child, job, started, cancel_fd, stdin, relay), terminal)
+        calls = ToolCalls(job.policy, self._desk, expected=job.type == "command" or bool(job.policy.tool))
+        return self._serve(child, job, Watch(child, job, started, cancel_fd, stdin, relay, calls), terminal)
 
     def close(self) -> None:
         """End the zygote and everything beneath it; remove the cgroups."""
         if self._zygote is not None:
             self._zygote.close()
         self._zygote = self._spare = None
+        if self._gate is not None:
+            self._gate.close()
         if self._home is not None:
             self._home.close()
         # What was found out holds for what was closed: a later run looks again.
@@ -133,7 +155,8 @@ class Supervisor:
         if job.policy.grants_paths:
             # Compiled anew each time: what is hidden in a folder may have changed.
             return self._compile(job)
-        key = (job.policy.loopback, job.limits.disk, job.limits.memory, job.limits.cpu_s, job.limits.pids, job.packages)
+        network = (job.policy.loopback, bool(job.policy.net))
+        key = (network, job.limits.disk, job.limits.memory, job.limits.cpu_s, job.limits.pids, job.packages)
         if key not in self._plain:
             self._plain[key] = self._compile(job)
         return self._plain[key]
@@ -246,22 +269,42 @@ class Supervisor:
         try:
             if child.group is not None:
                 child.group.begin(job.limits.memory, job.limits.pids)
+            self._open_gate(child, job)
             watch.start(wire.pack(_request(job, terminal >= 0)))
             rested = watch.started - self._idle_since > BACK_TO_BACK_S
             watch.until_gone(
                 zygote, lambda: self._refill(child.blueprint, job.limits), REFILL_DELAY_S if rested else 0.0
             )
+        except SandboxUnavailable:
+            self._bury(child)
+            raise
         except (ChildGone, BrokenProtocol, BrokenPipeError, ConnectionResetError):
             self._drop_zygote()
-            return rejected("worker lost", "the sandbox's zygote died under the operation")
+            lost = rejected("worker lost", "the sandbox's zygote died under the operation")
+            return replace(lost, contacts=self._shut_gate(job))
+        finally:
+            watch.calls.close()
         try:
-            outcome = judge(watch.ending())
+            outcome = judge(watch.ending(self._shut_gate(job)))
             return self._collect(child, job, outcome) if child.work_fd >= 0 else outcome
         finally:
             if child.group is not None:
                 self._groups.append(child.group)
             child.close()
             self._idle_since = time.monotonic()
+
+    def _open_gate(self, child: Child, job: Job) -> None:
+        """Let what comes to the child's listener out, before it is told what to run."""
+        if self._make_gate is None or not job.policy.net:
+            return
+        if self._gate is None:
+            self._gate = self._make_gate()
+        self._gate.open(child.listener, job.policy.net)
+        os.close(child.listener)
+        child.listener = -1
+
+    def _shut_gate(self, job: Job) -> tuple[Contact, ...]:
+        return self._gate.shut() if self._gate is not None and job.policy.net else ()
 
     def _collect(self, child: Child, job: Job, outcome: Outcome) -> Outcome:
         """Take over what a fulfilled operation left in files; if that cannot be, it is not fulfilled."""
@@ -288,6 +331,10 @@ class Supervisor:
 
 
 def _request(job: Job, terminal: bool) -> wire.PythonRequest | wire.CommandRequest:
+    # A granted variable does not lead past the proxy.
+    env = (*job.env, *environment(job.policy))
     if job.type == "command":
-        return wire.CommandRequest(job.argv, job.env, terminal)
-    return wire.PythonRequest(job.code, job.file, job.files, job.params, job.inputs, job.env, RESULT_MAX)
+        return wire.CommandRequest(job.argv, env, terminal)
+    return wire.PythonRequest(
+        job.code, job.file, job.files, job.params, job.inputs, env, RESULT_MAX, bool(job.policy.tool)
+    )

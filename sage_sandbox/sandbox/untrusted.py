@@ -23,47 +23,52 @@ class UntrustedData(ValueError):
     """What an operation wrote is not what it may write; the message says why, in the user's words."""
 
 
-def check_json(data: bytes) -> bytes:
-    """Return ``data`` if it is one JSON value fit to be parsed by anybody; UntrustedData if not.
+class _NoNumber(ValueError):
+    """What stands where a number should."""
 
-    At most 16 MiB of UTF-8, depth 64, 200,000 nodes (16 MiB of nested lists would become 400 MiB of objects); no NaN,
-    no infinity, no lone surrogate.
+
+def check_json(data: bytes, what: str = "the result", most: int = RESULT_MAX) -> bytes:
+    """Return ``data`` if it is one JSON value fit to be parsed by anybody; UntrustedData (about ``what``) if not.
+
+    At most ``most`` bytes of UTF-8, depth 64, 200,000 nodes (16 MiB of nested lists would become 400 MiB of objects);
+    no NaN, no infinity, no lone surrogate.
     """
-    if len(data) > RESULT_MAX:
-        raise UntrustedData(f"the result is larger than {format_size(RESULT_MAX)}")
-    _check_shape(data)
+    if len(data) > most:
+        raise UntrustedData(f"{what} is larger than {format_size(most)}")
+    check_shape(data, what)
     try:
         value = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
         if _SURROGATE.search(data):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UntrustedData("the result holds a lone surrogate, which is no Unicode text") from error
+        raise UntrustedData(f"{what} holds a lone surrogate, which is no Unicode text") from error
     except UnicodeDecodeError as error:
-        raise UntrustedData("the result is not UTF-8") from error
-    except UntrustedData:
-        raise
+        raise UntrustedData(f"{what} is not UTF-8") from error
+    except _NoNumber as error:
+        raise UntrustedData(f"{what} holds {error}") from error
     except ValueError as error:
-        raise UntrustedData(f"the result is not JSON: {error}") from error
+        raise UntrustedData(f"{what} is not JSON: {error}") from error
     return data
 
 
-def _check_shape(data: bytes) -> None:
+def check_shape(data: bytes, what: str = "the result") -> None:
+    """UntrustedData where JSON text would become too many objects, or nest too deep, before anything parses it."""
     outside = _STRING.sub(b"0", data)
     if outside.count(b",") + outside.count(b"[") + outside.count(b"{") + 1 > NODES_MAX:
-        raise UntrustedData(f"the result has more than {NODES_MAX:,} nodes")
+        raise UntrustedData(f"{what} has more than {NODES_MAX:,} nodes")
     depth = 0
     for bracket in _BRACKETS.findall(outside):
         depth += 1 if bracket in b"[{" else -1
         if depth > DEPTH_MAX:
-            raise UntrustedData(f"the result is nested deeper than {DEPTH_MAX}")
+            raise UntrustedData(f"{what} is nested deeper than {DEPTH_MAX}")
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if math.isinf(number):
-        raise UntrustedData(f"the result holds {text[:40]}, which is too large for a number")
+        raise _NoNumber(f"{text[:40]}, which is too large for a number")
     return number
 
 
 def _refuse_constant(name: str) -> Any:
-    raise UntrustedData(f"the result holds {name}, which is no JSON number")
+    raise _NoNumber(f"{name}, which is no JSON number")

@@ -7,23 +7,26 @@ import json
 import os
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from sage_sandbox.outcome import Capabilities, Outcome, Reason, Violation
-from sage_sandbox.policy import RESULT_MAX, STREAM_MAX, KiB, Limits, MiB, format_duration, format_size
-from sage_sandbox.sandbox import explain
+from sage_sandbox.outcome import Capabilities, Contact, Outcome, Reason, Violation
+from sage_sandbox.policy import CALLS_MAX, RESULT_MAX, STREAM_MAX, KiB, Limits, MiB, format_duration, format_size
+from sage_sandbox.sandbox import explain, outside
 from sage_sandbox.sandbox.inside import wire
 from sage_sandbox.sandbox.job import Job
 from sage_sandbox.sandbox.untrusted import UntrustedData, check_json
 
-Stopped = Literal["timeout", "cancelled", "memory", "cpu", "output", "protocol"]
+Stopped = Literal["timeout", "cancelled", "memory", "cpu", "output", "protocol", "calls", "garbled"]
 """Why the supervisor killed the operation."""
 
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _OUT_OF_MEMORY: Final = ("Cannot allocate memory", "MemoryError", "bad_alloc", "out of memory", "Out of memory")
 _OUT_OF_PIDS: Final = ("Resource temporarily unavailable", "can't start new thread", "Cannot fork")
 _MESSAGE_MAX: Final = 2_000
+_SAID_MAX: Final = 1_000
+_NAMED_MAX: Final = 3
+_REFUSED_BY_PROXY: Final = ("403", "forbidden", "proxy", "tunnel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,8 @@ class Ending:
     """Everything seen of one operation once it is dead: times in seconds, sizes in bytes.
 
     ``frame`` is the last thing it sent, ``status`` the wait status of its first process, ``work_full`` whether its work
-    folder had no room left, ``oom_kills`` and ``pids_refused`` what its cgroup counted.
+    folder had no room left, ``oom_kills`` and ``pids_refused`` what its cgroup counted. ``calls`` is how many tool
+    calls were carried out, ``denied`` what the operation was told of others, and the violation that each is.
     """
 
     job: Job
@@ -48,6 +52,9 @@ class Ending:
     oom_kills: int = 0
     pids_refused: int = 0
     work_full: bool = False
+    contacts: tuple[Contact, ...] = ()
+    calls: int = 0
+    denied: tuple[tuple[str, Violation], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,9 @@ class _Judgement:
 def judge(ending: Ending) -> Outcome:
     """The outcome of an operation that has ended."""
     found = _stopped(ending) or _limited(ending) or _reported(ending)
+    refused = outside.violations(ending.contacts)
+    if found.reason == "error" and refused:
+        found = _kept_in(ending, found, refused)
     return Outcome(
         status="rejected" if found.reason else "fulfilled",
         reason=found.reason,
@@ -77,8 +87,35 @@ def judge(ending: Ending) -> Outcome:
         max_rss=ending.max_rss,
         level="full",
         capabilities=ending.capabilities,
-        violations=(found.violation,) if found.violation else (),
+        violations=_violations(ending, found.violation) + refused,
+        contacts=ending.contacts,
+        calls=ending.calls,
     )
+
+
+def _violations(ending: Ending, found: Violation | None) -> tuple[Violation, ...]:
+    """What it failed by, and every tool it was not granted, each once."""
+    denied = (violation for _text, violation in ending.denied)
+    return tuple(dict.fromkeys((*((found,) if found else ()), *denied)))
+
+
+def _denied_call(ending: Ending, text: str) -> Violation | None:
+    """The refused tool call behind what an operation says it failed by."""
+    return next((violation for told, violation in ending.denied if told in text), None)
+
+
+def _kept_in(ending: Ending, found: _Judgement, refused: tuple[Violation, ...]) -> _Judgement:
+    """What failed after the proxy had refused something: denied, if what it said reads as if that were why."""
+    said = (found.error + ending.stderr_kept.decode("utf-8", "replace")).casefold()
+    denied = any(word in said for word in _REFUSED_BY_PROXY)
+    options = [explain.allow_option(violation) for violation in refused]
+    hint = found.hint or " ".join(dict.fromkeys(option for option in options if option))
+    if not denied:
+        return replace(found, hint=hint)
+    untold = [c for c in ending.contacts if c.verdict == "refused" and f"{c.host}:{c.port}: {c.why}" not in found.error]
+    told = "; ".join(violation.what for violation in outside.violations(untold)[:_NAMED_MAX])
+    error = f"{found.error[:_SAID_MAX]}; {told}" if told else found.error
+    return replace(found, reason="denied", error=error, hint=hint)
 
 
 def limit_text(job: Job, what: str) -> str:
@@ -91,6 +128,7 @@ def limit_text(job: Job, what: str) -> str:
         "disk": format_size(limits.disk),
         "output": format_size(STREAM_MAX),
         "result": format_size(RESULT_MAX),
+        "calls": f"{CALLS_MAX:,}",
     }[what]
     return f"{what} limit {amount} exceeded"
 
@@ -124,6 +162,8 @@ def _stopped(ending: Ending) -> _Judgement | None:
             return _Judgement("cancelled", "cancelled")
         case "protocol":
             return _Judgement("error", "the operation wrote to its result channel what is no result")
+        case "garbled":
+            return _Judgement("error", "the operation wrote to its tool channel what is no call")
         case what:
             return _limit(ending, what)
 
@@ -196,8 +236,9 @@ def _raised(ending: Ending, error: Any) -> _Judgement:
         return _not_spawned(ending, error)
     where = f" ({ending.job.file}, line {line})" if isinstance(line, int) else ""
     text = f"{kind}: {message}{where}" if message else f"{kind}{where}"
-    violation = explain.explain_error(ending.job, error)
-    return _Judgement("denied" if violation else "error", text, violation=violation, hint=_package_hint(error))
+    violation = _denied_call(ending, message) or explain.explain_error(ending.job, error)
+    hint = _package_hint(error) or explain.outside_hint(ending.job, text)
+    return _Judgement("denied" if violation else "error", text, violation=violation, hint=hint)
 
 
 def _limit_behind(ending: Ending, kind: str, error: Mapping[str, Any]) -> str | None:
@@ -250,10 +291,11 @@ def _failed(ending: Ending, text: str, exit_code: int | None = None) -> _Judgeme
         return _limit(ending, "disk")
     if ending.capabilities.memory == "sampled" and any(words in stderr for words in _OUT_OF_MEMORY):
         return _limit(ending, "memory")
-    violation = explain.explain_text(ending.job, stderr)
+    violation = _denied_call(ending, stderr) or explain.explain_text(ending.job, stderr)
     last = next((line.strip() for line in reversed(stderr.splitlines()) if line.strip()), "")
     error = f"{text}: {last}" if last else text
-    return _Judgement("denied" if violation else "error", error, exit_code=exit_code, violation=violation)
+    hint = "" if violation else explain.outside_hint(ending.job, stderr)
+    return _Judgement("denied" if violation else "error", error, exit_code=exit_code, violation=violation, hint=hint)
 
 
 def _command_result(ending: Ending, exit_code: int) -> _Judgement:

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from sage_sandbox.outcome import Capabilities
+from sage_sandbox.outcome import Capabilities, Contact
 from sage_sandbox.policy import STREAM_KEPT, STREAM_MAX
+from sage_sandbox.sandbox.calling import NoCall, ToolCalls
 from sage_sandbox.sandbox.cgroup import Cgroup
 from sage_sandbox.sandbox.inside import wire
 from sage_sandbox.sandbox.job import Job
@@ -69,10 +70,18 @@ class Watch:
     """Lives from a confined child to its `ending`. One poll loop; every descriptor in it has one handler."""
 
     def __init__(
-        self, child: Child, job: Job, started: float, cancel_fd: int, stdin: bytes, relay: Relay | None
+        self,
+        child: Child,
+        job: Job,
+        started: float,
+        cancel_fd: int,
+        stdin: bytes,
+        relay: Relay | None,
+        calls: ToolCalls,
     ) -> None:
         self.child = child
         self.job = job
+        self.calls = calls
         self.relay = relay
         self.started = started
         self.deadline = started + job.limits.timeout_s
@@ -157,8 +166,7 @@ class Watch:
         frames = self.child.frames
         frame = None
         try:
-            frames.fill()
-            frame = frames.take()
+            frame = self._next_frame()
         except (BrokenProtocol, ConnectionResetError):
             self.stop("protocol")
         if frame is not None:
@@ -167,6 +175,26 @@ class Watch:
             # One frame is all an operation says: whatever still runs beneath it ends with it.
             self._ignore(frames.sock.fileno())
             self.child.kill()
+
+    def _next_frame(self) -> tuple[bytes, bytes] | None:
+        """Read what is there; its last word, if that has come. What else a child sends is about its tool calls."""
+        frames = self.child.frames
+        frames.fill(descriptors=self.calls.expected)
+        while (frame := frames.take()) is not None and self._is_about_calls(*frame):
+            continue
+        return frame
+
+    def _is_about_calls(self, kind: bytes, body: bytes) -> bool:
+        if kind == wire.TOOLS and self.calls.expected and self.child.frames.fds:
+            self._open_calls(self.child.frames.fds.pop())
+            return True
+        if kind == wire.NOT_GRANTED and self.job.type == "python":
+            self.calls.refuse(body)
+            if self.calls.abuse is not None:
+                self.stop(self.calls.abuse)
+                raise BrokenProtocol
+            return True
+        return False
 
     def _read_stream(self, fd: int, number: Literal[1, 2]) -> bool:
         """Take what is there; whether there was anything."""
@@ -274,6 +302,30 @@ class Watch:
             os.close(target)
             self.child.stdin = -1
 
+    # What it calls.
+
+    def _open_calls(self, fd: int) -> None:
+        try:
+            self.calls.listen(fd)
+        except NoCall as error:
+            raise BrokenProtocol from error
+        self._listen(self.calls.wake, self._call_ended)
+        self._listen(self.calls.fileno(), self._call_begins)
+
+    def _call_begins(self) -> None:
+        if not self.calls.accept():
+            self._ignore(self.calls.fileno())
+        self._stop_abuse()
+
+    def _call_ended(self) -> None:
+        if self.calls.woken() and self.calls.fileno() not in self._handlers:
+            self._listen(self.calls.fileno(), self._call_begins)
+        self._stop_abuse()
+
+    def _stop_abuse(self) -> None:
+        if self.calls.abuse is not None:
+            self.stop(self.calls.abuse)
+
     # What it uses.
 
     def _cancelled(self) -> None:
@@ -340,11 +392,10 @@ class Watch:
         frames.sock.setblocking(False)
         with contextlib.suppress(BrokenProtocol, ConnectionResetError, BlockingIOError):
             while not frames.closed and self.frame is None:
-                frames.fill()
-                self.frame = frames.take()
+                self.frame = self._next_frame()
 
-    def ending(self) -> Ending:
-        """Everything seen, for `verdict.judge`."""
+    def ending(self, contacts: tuple[Contact, ...] = ()) -> Ending:
+        """Everything seen, for `verdict.judge`; ``contacts`` is what the egress proxy saw."""
         child = self.child
         assert child.gone is not None
         usage = child.group.usage() if child.group is not None else None
@@ -363,6 +414,9 @@ class Watch:
             oom_kills=usage.oom_kills if usage else 0,
             pids_refused=usage.pids_refused if usage else 0,
             work_full=_is_full(child.work_fd),
+            contacts=contacts,
+            calls=self.calls.made,
+            denied=self.calls.denied(),
         )
 
 

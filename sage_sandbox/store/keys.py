@@ -35,7 +35,7 @@ TRIES_MAX: Final = 16
 """How many keys are made of passphrases for files that were found: each takes 64 MiB and a tenth of a second, and a
 stranger's files may name any number of salts."""
 
-Purpose = Literal["seal", "authenticate", "audit"]
+Purpose = Literal["seal", "authenticate", "audit", "cache"]
 AskPassphrase = Callable[[], str | None]
 
 _HEX: Final = re.compile(r"[0-9A-Fa-f]{64}")
@@ -87,6 +87,10 @@ class Keys:
     def audit_key(self, project: str) -> bytes:
         """What the audit log of a project is authenticated with."""
         return self.subkey("audit", project)
+
+    def cache_key(self, project: str) -> bytes:
+        """What the names of a project's cached outcomes are made with: they tell nothing of what they stand for."""
+        return self.subkey("cache", project)
 
     def also(self, other: Keys) -> Keys:
         """The same, and what ``other`` opens is opened as well."""

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any, Final, Literal, TypeVar, overload
 
 from sage_sandbox.errors import StateCorrupted
-from sage_sandbox.outcome import Artifact, Attempt, Capabilities, Outcome, Violation
+from sage_sandbox.outcome import Artifact, Attempt, Capabilities, Contact, Outcome, Violation
 from sage_sandbox.store.migrations import upgrade
 
 RECORD_VERSION: Final = "1.0"
@@ -356,13 +356,14 @@ def _read_operations(items: list[dict[str, Any]], results: bytes) -> Iterator[tu
 
 _FIELDS: Final[Mapping[type, frozenset[str]]] = {
     kind: frozenset(item.name for item in fields(kind))
-    for kind in (Artifact, Attempt, Capabilities, Outcome, Violation)
+    for kind in (Artifact, Attempt, Capabilities, Contact, Outcome, Violation)
 }
 _NESTED: Final[Mapping[str, Callable[[Any], Any]]] = {
     "stdout": base64.b64decode,
     "stderr": base64.b64decode,
     "capabilities": lambda raw: _known(Capabilities, raw),
     "violations": lambda raw: tuple(_known(Violation, item) for item in raw),
+    "contacts": lambda raw: tuple(_known(Contact, item) for item in raw),
     "artifacts": lambda raw: tuple(_known(Artifact, item) for item in raw),
     "attempts": lambda raw: tuple(_known(Attempt, item) for item in raw),
     "written": tuple,
@@ -399,6 +400,21 @@ def _known(kind: type[_T], raw: Mapping[str, Any]) -> _T:
     """A record of its fields, without those that a later version has added."""
     known = _FIELDS[kind]
     return kind(**{name: value for name, value in raw.items() if name in known})
+
+
+# -- an outcome by itself ------------------------------------------------------------------------------------------
+
+
+def encode_outcome(outcome: Outcome) -> bytes:
+    """An outcome's record: all but its result in a line, then the result byte for byte as it was made."""
+    return b'{"outcome":%b,\n"result":%b}' % (_json(_outcome(outcome)), outcome.result)
+
+
+def decode_outcome(payload: bytes, path: str) -> Outcome:
+    """An outcome; StateCorrupted if it is none."""
+    head, _, result = payload.partition(b',\n"result":')
+    with _naming("outcome", path):
+        return _read_outcome(json.loads(head + b"}")["outcome"], result[:-1])
 
 
 # -- common --------------------------------------------------------------------------------------------------------

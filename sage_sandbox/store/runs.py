@@ -65,10 +65,10 @@ class RunStore:
 
     def __init__(self, folder: Folder, lock: Lock, place: ProjectPlace, feature: str, keys: Keys) -> None:
         self.feature = feature
+        self.keys = keys
         self._folder = folder
         self._lock = lock
         self._place = place
-        self._keys = keys
         self._below: Folder | None = None
         self._anchor: AnchorFile | None = None
         self._failed: StateUnwritable | None = None
@@ -99,11 +99,11 @@ class RunStore:
 
     def read(self) -> Found:
         """What is there; as `reading.read_run`."""
-        return read_run(self._folder, self._place, self.feature, self._keys)
+        return read_run(self._folder, self._place, self.feature, self.keys)
 
     def take_over(self) -> Found:
         """What is there, for a user who says that it counts; as `reading.take_over`."""
-        return take_over(self._folder, self._place, self.feature, self._keys)
+        return take_over(self._folder, self._place, self.feature, self.keys)
 
     # -- beginning -----------------------------------------------------------------------------------------------
 
@@ -169,7 +169,7 @@ class RunStore:
         if self._definition is not None:
             definition = replace(definition, number=self._definition.number + 1)
         subject = self._subject("definition", "", definition.number)
-        sealed = seal(encode_definition(definition), subject, definition.number, self._keys)
+        sealed = seal(encode_definition(definition), subject, definition.number, self.keys)
         _kept(sealed, DEFINITION_MAX, "the files of the template")
         with self._writing(self._below.path):
             self._below.write_new(definition_name(definition.number), sealed)
@@ -207,7 +207,7 @@ class RunStore:
         """
         state = self._defined(state)
         generation = self._generation + 1
-        sealed = seal(encode_state(state), self._subject("state", "", 0), generation, self._keys)
+        sealed = seal(encode_state(state), self._subject("state", "", 0), generation, self.keys)
         _kept(sealed, MAIN_MAX, "the list of phases")
         with self._writing(self._folder.path):
             if self._main:
@@ -232,7 +232,7 @@ class RunStore:
         with self._writing(self._below.path):
             for name, opened in self._sealed_files(found):
                 subject = replace(opened.subject, project=self._place.id)
-                self._below.write_new(name, seal(opened.payload, subject, opened.generation, self._keys))
+                self._below.write_new(name, seal(opened.payload, subject, opened.generation, self.keys))
             self._below.sync()
         self.save(found.state)  # now the backup is of this project, too
 
@@ -280,7 +280,7 @@ class RunStore:
 
     def _sealed_checkpoint(self, checkpoint: Checkpoint) -> bytes:
         subject = self._subject("checkpoint", checkpoint.phase, checkpoint.attempt)
-        sealed = seal(encode_checkpoint(checkpoint), subject, checkpoint.generation, self._keys)
+        sealed = seal(encode_checkpoint(checkpoint), subject, checkpoint.generation, self.keys)
         return _kept(sealed, CHECKPOINT_MAX, f"the results of {checkpoint.phase}")
 
     def _defined(self, state: State) -> State:
@@ -301,7 +301,7 @@ class RunStore:
 
     def _sealed_files(self, found: Found) -> Iterator[tuple[str, Opened]]:
         """Every file in the folder of the run that is true, whatever it was sealed for."""
-        reader = Reader(self._folder, self._place.id, self.feature, self._keys, anyhow=True)
+        reader = Reader(self._folder, self._place.id, self.feature, self.keys, anyhow=True)
         run = found.state.run
         with self._folder.below(folder_name(self.feature)) as below:
             names = below.names()

@@ -18,6 +18,8 @@ from sage_sandbox.workflow.model import (
     CommandModel,
     KeepModel,
     LimitsModel,
+    McpModel,
+    OperationModel,
     ParameterModel,
     PhaseFields,
     PolicyModel,
@@ -135,12 +137,14 @@ class Builder:
             return self._python(fields, path, default_id)
         if isinstance(fields, CommandModel):
             return self._command(fields, path, default_id)
+        if isinstance(fields, McpModel):
+            return self._mcp(fields, path, default_id)
         if model is PythonModel:
             code, file = data.get("code"), data.get("file")
             self._code(code if isinstance(code, str) else None, file if isinstance(file, str) else None, path)
         return None
 
-    def _model_of(self, data: Any, path: FieldPath) -> type[PythonModel | CommandModel] | None:
+    def _model_of(self, data: Any, path: FieldPath) -> type[OperationModel] | None:
         if not isinstance(data, dict):
             self._add(path, f"must be a mapping, not {name_of(data)}")
             return None
@@ -183,6 +187,22 @@ class Builder:
             **self._common(fields, path),
         )
 
+    def _mcp(self, fields: McpModel, path: FieldPath, default_id: str) -> Operation:
+        if not (fields.params is None or isinstance(fields.params, dict) or _is_reference(fields.params)):
+            self._add((*path, "params"), f"the arguments of a tool are a mapping, not {name_of(fields.params)}")
+        return Operation(
+            fields.id or default_id,
+            "mcp",
+            fields.params,
+            tool=fields.tool,
+            policy=Policy(tool=(fields.tool,)),
+            timeout_s=fields.timeout,
+            retries=fields.retries,
+            keep=_keep(fields.keep),
+            cache=fields.cache,
+            line=self._locator.line(path),
+        )
+
     def _common(self, fields: PythonModel | CommandModel, path: FieldPath) -> dict[str, Any]:
         return {
             "policy": _policy(fields.policy),
@@ -190,7 +210,8 @@ class Builder:
             "timeout_s": fields.timeout,
             "retries": fields.retries,
             "keep": _keep(fields.keep),
-            "cache": fields.cache,
+            "cache": fields.cache and fields.cache[0],
+            "cache_ttl_s": fields.cache and fields.cache[1],
             "line": self._locator.line(path),
         }
 
@@ -258,15 +279,20 @@ def _is_crowded(data: Mapping[str, Any], depth: int = 3) -> bool:
     )
 
 
+def _is_reference(value: Any) -> bool:
+    """Whether this becomes a mapping only when its references are filled in."""
+    return isinstance(value, str) and value.startswith("${")
+
+
 def _type_trouble(kind: Any, is_given: bool) -> str:
     if not is_given:
-        return "is required: python or command"
+        return "is required: python, command or mcp"
     if not isinstance(kind, str):
-        return f"must be python or command, not {name_of(kind)}"
+        return f"must be python, command or mcp, not {name_of(kind)}"
     if kind in UNAVAILABLE_TYPES:
         return f"operations of type {kind} are not available in this version"
     known = (*OPERATION_MODELS, *UNAVAILABLE_TYPES)
-    return f"unknown operation type {quote(kind)}{did_you_mean(kind, known) or ', known: python, command'}"
+    return f"unknown operation type {quote(kind)}{did_you_mean(kind, known) or ', known: python, command, mcp'}"
 
 
 def _policy(fields: PolicyModel) -> Policy:

@@ -46,8 +46,10 @@ def _why_changed(before: Phase | None, after: Phase, parameters: Collection[str]
 
 
 def _in_effect(phase: Phase) -> Phase:
-    """A phase without what does not change what it does: what it is called, and where it stands in its file."""
-    operations = tuple(replace(operation, line=0, keep=None) for operation in phase.operations)
+    """A phase without what does not change what it does: what it is called, where it stands, what is kept of it."""
+    operations = tuple(
+        replace(operation, line=0, keep=None, cache=None, cache_ttl_s=None) for operation in phase.operations
+    )
     return replace(phase, name="", operations=operations)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from sage_sandbox.policy import Limits, Policy
 
-OperationType = Literal["python", "command"]
+OperationType = Literal["python", "command", "mcp"]
 OutputKind = Literal["text", "lines", "json"]
 
 
@@ -45,7 +45,7 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One thing to run in one sandbox."""
+    """One thing to run in one sandbox, or one tool to call."""
 
     id: str
     type: OperationType
@@ -57,6 +57,8 @@ class Operation:
     files: tuple[SourceFile, ...] = ()
     packages: tuple[str, ...] = ()
     argv: tuple[str, ...] = ()
+    tool: str = ""
+    """mcp: ``server/tool``."""
     output: OutputKind = "text"
     ok_codes: tuple[int, ...] = (0,)
     policy: Policy = Policy()
@@ -64,7 +66,10 @@ class Operation:
     timeout_s: float | None = None
     retries: int = 0
     keep: Keep | None = None
-    cache: bool = True
+    cache: bool | None = None
+    """Whether it may be answered from the cache; None where the template leaves that to its policy."""
+    cache_ttl_s: float | None = None
+    """How old an answer may be at most, where the template says so."""
     line: int = 0
     """Where the operation stands in its template (1-based)."""
 

@@ -10,14 +10,15 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from sage_sandbox.policy import RETRIES_MAX, parse_duration, parse_size
+from sage_sandbox.policy import RETRIES_MAX, is_tool_grant, parse_duration, parse_size
 
 ID_PATTERN: Final = r"^[a-z0-9-]{1,64}$"
 PARAMETER_PATTERN: Final = r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$"
 ENV_PATTERN: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
+TOOL_PATTERN: Final = r"^[A-Za-z0-9_.-]{1,64}/(\*|[A-Za-z0-9_.-]{1,128})$"
 PACKAGE_PATTERN: Final = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$"
 SCHEMA_ID: Final = "urn:sage-sandbox:template"
-UNAVAILABLE_TYPES: Final = ("mcp", "llm")
+UNAVAILABLE_TYPES: Final = ("llm",)
 THRESHOLD: Final = 0.75
 
 
@@ -62,6 +63,26 @@ def _argument(value: str) -> str:
     return value
 
 
+def _tool(value: str) -> str:
+    if not is_tool_grant(value) or value.endswith("/*"):
+        raise _wrong("must be one tool of one server, as server/tool")
+    return value
+
+
+def _tools(value: str) -> str:
+    if not is_tool_grant(value):
+        raise _wrong("must be server/tool, or server/* for all tools of a server")
+    return value
+
+
+def _cache(value: Any) -> tuple[bool, float | None]:
+    if isinstance(value, bool):
+        return value, None
+    if isinstance(value, dict) and set(value) == {"ttl"}:
+        return True, _duration(value["ttl"])
+    raise _wrong("must be true, false, or {ttl: 7d}")
+
+
 _NUMBER_OR_TEXT: Final = [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}]
 Duration = Annotated[
     float,
@@ -73,9 +94,30 @@ Size = Annotated[
     PlainValidator(_size),
     WithJsonSchema({"anyOf": _NUMBER_OR_TEXT, "description": "bytes, or text such as 256M"}),
 ]
+CacheAsked = Annotated[
+    tuple[bool, float | None],
+    PlainValidator(_cache),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "boolean"},
+                {
+                    "type": "object",
+                    "properties": {"ttl": {"anyOf": _NUMBER_OR_TEXT}},
+                    "required": ["ttl"],
+                    "additionalProperties": False,
+                },
+            ],
+            "description": "false: never answered from the cache; true, or {ttl: 7d}: also where it has grants to "
+            "write or to reach out; default: where it has none",
+        }
+    ),
+]
 Plain = Annotated[str, AfterValidator(_plain)]
+ToolName = Annotated[str, AfterValidator(_tool)]
 Id = Annotated[str, Field(pattern=ID_PATTERN)]
 EnvName = Annotated[str, Field(pattern=ENV_PATTERN)]
+ToolGrant = Annotated[str, Field(pattern=TOOL_PATTERN), AfterValidator(_tools)]
 PackageName = Annotated[str, Field(pattern=PACKAGE_PATTERN)]
 # Tuples, since pydantic copies a mutable default for each operation; not strict, since the readers make lists.
 LIST_MAX: Final = 10_000
@@ -93,9 +135,11 @@ class PolicyModel(_Model):
     read: Names = Field(default=(), description="files and folders to read")
     write: Names = Field(default=(), description="files and folders to write; committed after success")
     write_through: Names = Field(default=(), description="files and folders to write directly")
-    net: Names = Field(default=(), description="host:port to connect to; not available in this version")
+    net: Names = Field(default=(), description="HOST:PORT or *.DOMAIN:PORT, over http or https: data may leave there")
     loopback: bool = Field(default=False, description="a loopback interface of its own")
-    tool: Names = Field(default=(), description="server/tool to call; not available in this version")
+    tool: Annotated[tuple[ToolGrant, ...], _Listed] = Field(
+        default=(), description="server/tool to call, or server/* for all tools of a server"
+    )
     env: Annotated[tuple[EnvName, ...], _Listed] = Field(default=(), description="environment variables to see")
 
 
@@ -123,7 +167,7 @@ class _OperationModel(_Model):
     limits: LimitsModel = LimitsModel()
     timeout: Duration | None = Field(default=None, description="default: that of its phase")
     retries: int = Field(default=0, ge=0, le=RETRIES_MAX, description="after an error, a timeout or a lost worker")
-    cache: bool = Field(default=True, description="false: never answered from the cache")
+    cache: CacheAsked | None = None
     keep: KeepModel | None = None
 
 
@@ -158,11 +202,30 @@ class CommandModel(_OperationModel):
     )
 
 
-OPERATION_MODELS: Final[dict[str, type[PythonModel | CommandModel]]] = {
+class McpModel(_Model):
+    """An mcp operation: one call of one tool, with params as its arguments; the user grants that very tool."""
+
+    model_config = ConfigDict(json_schema_extra={"title": "mcp operation"})
+
+    type: Literal["mcp"]
+    id: Id | None = Field(default=None, description="unique in its phase; default op-1, op-2 by position")
+    tool: ToolName = Field(description="server/tool")
+    params: Any = Field(default=None, description="the arguments, a mapping; may hold ${...} references")
+    timeout: Duration | None = Field(default=None, description="default: that of its phase")
+    retries: int = Field(
+        default=0, ge=0, le=RETRIES_MAX, description="after an error, a timeout, or a server that does not answer"
+    )
+    cache: bool = Field(default=True, description="false: never answered from the cache")
+    keep: KeepModel | None = None
+
+
+OperationModel = PythonModel | CommandModel | McpModel
+OPERATION_MODELS: Final[dict[str, type[OperationModel]]] = {
     "python": PythonModel,
     "command": CommandModel,
+    "mcp": McpModel,
 }
-AnyOperation = Annotated[PythonModel | CommandModel, Field(discriminator="type")]
+AnyOperation = Annotated[OperationModel, Field(discriminator="type")]
 
 
 class PhaseFields(_Model):

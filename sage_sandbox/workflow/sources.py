@@ -136,9 +136,14 @@ def check_entry(code: str) -> CodeTrouble | None:
     return CodeTrouble(f"no function named run{did_you_mean('run', names)}: define run(params, inputs, tools)")
 
 
+_NO_SOURCE: Final = "not Python: it holds a NUL character or something else that source text cannot"
+
+
 def _parse(code: str) -> ast.Module | CodeTrouble:
     if len(code) > FILE_MAX:
         return CodeTrouble(f"is larger than {format_size(FILE_MAX)}")
+    if "\0" in code:  # a ValueError or a SyntaxError, depending on the patch version of Python 3.11
+        return CodeTrouble(_NO_SOURCE)
     try:
         return ast.parse(code)
     except SyntaxError as error:
@@ -146,7 +151,7 @@ def _parse(code: str) -> ast.Module | CodeTrouble:
     except (RecursionError, MemoryError):
         return CodeTrouble("not Python: nested too deeply")
     except ValueError:
-        return CodeTrouble("not Python: it holds a NUL character or something else that source text cannot")
+        return CodeTrouble(_NO_SOURCE)
 
 
 def _top_level_names(module: ast.Module) -> Iterator[tuple[str, ast.AST]]:

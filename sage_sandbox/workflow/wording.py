@@ -17,6 +17,7 @@ _PATTERNS: Final = {
     model.ID_PATTERN: "must be 1 to 64 characters of a-z, 0-9 and -",
     model.PARAMETER_PATTERN: "must be a name of letters, digits, _ and -, at most 64",
     model.ENV_PATTERN: "must be the name of an environment variable",
+    model.TOOL_PATTERN: "must be server/tool, or server/* for all tools of a server",
     model.PACKAGE_PATTERN: "must be the name of a distribution, such as numpy",
 }
 _EXPECTED: Final = {

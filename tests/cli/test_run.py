@@ -205,12 +205,12 @@ def test_a_grant_reaches_the_operation_as_a_real_path(jobs, template, project):
     assert (os.path.realpath(project / "src"),) == jobs[0].policy.read
 
 
-@pytest.mark.parametrize("grant", ["net:example.org:443", "tool:server/*"])
-def test_grants_of_kinds_that_are_not_there_yet_are_refused(jobs, template, capsys, grant):
-    assert main(["run", template(ONE), "--allow", grant]) == ExitCode.USAGE
+def test_a_granted_host_reaches_the_operation(jobs, template):
+    asking = ONE.replace("params:", "policy: {net: ['API.example.org:443']}, params:")
+    assert main(["run", template(asking)]) == ExitCode.NOT_GRANTED
+    assert main(["run", template(asking), "--allow", "net:*.example.org:443"]) == ExitCode.DONE
 
-    assert "available" in capsys.readouterr().err
-    assert [] == jobs
+    assert ("api.example.org:443",) == jobs[0].policy.net
 
 
 def test_a_limit_reaches_the_operation(jobs, template):

@@ -144,7 +144,7 @@ class Bench:
 # -- which trials there are ------------------------------------------------------------------------------------------
 
 _ROLES = {
-    "lock": r"\.lock$",
+    "lock": r"\.lock$|/cache/lock$",
     "temporary checkpoint": r"/workflow-[a-z]+/[a-z]+\.\d+\.json\.\w+\.tmp$",
     "checkpoint": r"/workflow-[a-z]+/[a-z]+\.\d+\.json$",
     "definition": r"/_definition\.",
@@ -157,6 +157,7 @@ _ROLES = {
     "log": r"\.jsonl$",
     "project's id": r"/projects/\w+/project",
     "key": r"/state\.key",
+    "cache": r"/\.sage/cache/|/projects/\w+/cache-",
     "artifact": r"/artifacts/.*\.txt$",
     "artifacts": r"/artifacts(/|$)",
     "socket": r"/run/",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from escape.attempt import Bench
 
-from sage_sandbox.sandbox.supervisor import Supervisor
+from sage_sandbox.operations.confining import supervisor as confining
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     elsewhere = Path(tmp_path_factory.mktemp("elsewhere"))
     (project / "notes.txt").write_text("of the project")
     (elsewhere / "secret").write_text("of somebody else")
-    supervisor = Supervisor(str(project))
+    supervisor = confining(str(project))
     supervisor.prepare()
     yield Bench(supervisor, project, elsewhere)
     supervisor.close()

@@ -69,7 +69,7 @@ def test_the_initial_environment_of_an_operation_is_empty(bench: Bench) -> None:
 
     assert isinstance(outside, Did)
     assert outside.value > 0
-    assert Did(["/usr/local/bin:/usr/bin:/bin"]) == inside
+    assert Did(["/sandbox/bin:/usr/local/bin:/usr/bin:/bin"]) == inside
 
 
 def test_the_c_environment_holds_no_word_of_the_users(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,12 +39,13 @@ def test_grants_become_a_policy() -> None:
         Grant("write", "/b"),
         Grant("write-through", "/c"),
         Grant("loopback"),
+        Grant("tool", "s/t"),
         Grant("env", "CI"),
     ]
 
     policy = policy_of(grants, [".git"])
 
-    assert Policy(("/a",), ("/b",), ("/c",), loopback=True, env=("CI",), unprotected=(".git",)) == policy
+    assert Policy(("/a",), ("/b",), ("/c",), loopback=True, tool=("s/t",), env=("CI",), unprotected=(".git",)) == policy
     assert Policy() == policy_of([])
 
 

@@ -27,6 +27,16 @@ GRANTS = st.builds(Grant, KINDS, PATHS)
         ("read:/p/.sage", "read:/p/.sage/templates"),
         ("env:CI", "env:CI"),
         ("loopback:", "loopback:"),
+        ("net:example.org:443", "net:example.org:443"),
+        ("net:*.example.org:443", "net:api.example.org:443"),
+        ("net:*.example.org:443", "net:*.a.b.example.org:443"),
+        ("net:[::1]:80", "net:[::1]:80"),
+        ("tool:time/now", "tool:time/now"),
+        ("tool:time/*", "tool:time/now"),
+        ("tool:time/*", "tool:time/*"),
+        ("tool:s/t", "tool:s/t"),
+        ("tool:s/*", "tool:s/t"),
+        ("tool:s/*", "tool:s/*"),
     ],
 )
 def test_a_grant_covers_what_it_holds(grant: str, ask: str) -> None:
@@ -37,6 +47,11 @@ def test_a_grant_covers_what_it_holds(grant: str, ask: str) -> None:
     ("grant", "ask"),
     [
         ("read:/p/src/a", "read:/p/src"),
+        ("tool:time/now", "tool:time/*"),
+        ("tool:time/n?", "tool:time/n*"),
+        ("tool:time/*", "tool:times/now"),
+        ("tool:time/*", "env:CI"),
+        ("tool:Time/*", "tool:time/now"),
         ("read:/p/src", "read:/p/srcs"),
         ("read:/p", "write:/p"),
         ("write:/p", "write-through:/p"),
@@ -44,10 +59,26 @@ def test_a_grant_covers_what_it_holds(grant: str, ask: str) -> None:
         ("env:CI", "env:C"),
         ("env:CI", "loopback:"),
         ("loopback:", "read:/"),
+        ("net:*.example.org:443", "net:example.org:443"),
+        ("net:*.example.org:443", "net:api.example.org:80"),
+        ("net:*.example.org:443", "net:badexample.org:443"),
+        ("net:api.example.org:443", "net:*.example.org:443"),
+        ("net:example.org:443", "env:example.org:443"),
+        ("tool:s/t", "tool:s/*"),
+        ("tool:s/t", "tool:s/u"),
+        ("tool:s/*", "tool:ss/t"),
+        ("env:s/*", "tool:s/t"),
     ],
 )
 def test_a_grant_does_not_cover_more(grant: str, ask: str) -> None:
     assert not covers(_grant(grant), _grant(ask))
+
+
+def test_a_server_covers_its_tools_among_others() -> None:
+    held = {Grant("tool", "s/*"), Grant("tool", "u/t"), Grant("read", "/s")}
+
+    assert [Grant("tool", "s/*")] == list(covering(Grant("tool", "s/t"), held))
+    assert [] == list(covering(Grant("tool", "u/*"), held))
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,9 @@ def test_a_folder_that_cannot_be_listed_is_not_described(project: Path) -> None:
 
 def test_a_net_grant_means_that_data_may_leave() -> None:
     assert _note("net", "api.example.org:443") == "data may leave to api.example.org:443"
+    assert _note("net", "*.example.org:443").startswith("data may leave to every host beneath example.org:443")
+    for literal in ("localhost:80", "10.0.0.1:80", "[::1]:80"):
+        assert "also of this machine or a private network" in _note("net", literal)
 
 
 def test_a_variable_that_looks_like_a_credential_is_pointed_out() -> None:

@@ -252,11 +252,26 @@ class TestLiftingNames:
 
 
 class TestOtherKinds:
-    @pytest.mark.parametrize("text", ["net:example.org:443", "tool:sage-research/*"])
-    def test_net_and_tool_are_not_available_yet(self, places: Places, text: str) -> None:
-        kind = text.partition(":")[0]
+    def test_a_host_is_written_in_one_way(self, places: Places) -> None:
+        assert (Grant("net", "api.example.org:443"),) == _allow(places, "net:API.Example.org.:443").grants
+        refusal = _refusal(places, "net:example.org")
+        assert ("--allow net:example.org: the port is missing", "write net:example.org:443") == (
+            str(refusal),
+            refusal.hint,
+        )
 
-        assert f"--allow {text}: {kind} grants are not available in this version" == str(_refusal(places, text))
+    @pytest.mark.parametrize("name", ["time/now", "sage-research/*", "a.b_c/tool.name"])
+    def test_tools_are_named_with_their_server(self, places: Places, name: str) -> None:
+        assert (Grant("tool", name),) == _allow(places, f"tool:{name}").grants
+
+    @pytest.mark.parametrize(
+        "name", ["*", "*/*", "time", "time/", "/now", "t?me/now", "time/n*", "time/[a-z]", "a b/c", "a/b/c"]
+    )
+    def test_a_server_is_never_a_pattern(self, places: Places, name: str) -> None:
+        with pytest.raises(UsageError, match=r"takes SERVER/TOOL or SERVER/\*"):
+            parse_grant(f"tool:{name}")
+        with pytest.raises(UsageError, match=r"neither server/tool nor server/\*"):
+            resolve(Grant("tool", name), places)
 
     def test_environment_names_are_checked(self, places: Places) -> None:
         assert (Grant("env", "CI"),) == _allow(places, "env:CI").grants

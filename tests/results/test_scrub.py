@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_sandbox.outcome import Attempt, Outcome, Violation
+from sage_sandbox.outcome import Attempt, Contact, Outcome, Violation
 from sage_sandbox.policy import SECRET_NAMES, STREAM_KEPT
 from sage_sandbox.results import scrub
 from sage_sandbox.results.scrub import NOTHING, Hits, Scrubber, known_values
@@ -251,12 +251,13 @@ class TestOutcome:
             stdout=b"\xff" + KNOWN.encode(),
             stderr=f"é {NPM}\n".encode(),
             violations=(Violation(f"read {KNOWN}", f"read:/{KNOWN}"), Violation("plain")),
+            contacts=(Contact(KNOWN, 1, "refused", f"no {KNOWN}", f"net:{KNOWN}:1", 1),),
             attempts=(Attempt("rejected", "error", f"no {KNOWN}", 1.0),),
             scrubbed=1,
         )
         clean, hits = Scrubber([KNOWN]).outcome(outcome)
 
-        assert 8 == hits.count
+        assert 11 == hits.count
         assert clean == Outcome(
             "rejected",
             "error",
@@ -266,8 +267,9 @@ class TestOutcome:
             stdout=b"\xff[secret:known]",
             stderr="é [secret:npm-token]\n".encode(),
             violations=(Violation("read [secret:known]", "read:/[secret:known]"), Violation("plain")),
+            contacts=(Contact("[secret:known]", 1, "refused", "no [secret:known]", "net:[secret:known]:1", 1),),
             attempts=(Attempt("rejected", "error", "no [secret:known]", 1.0),),
-            scrubbed=9,
+            scrubbed=12,
         )
         assert (clean, NOTHING) == Scrubber([KNOWN]).outcome(clean)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import signal
+import threading
 from pathlib import Path
 
 import psutil
@@ -14,6 +16,7 @@ from sage_sandbox.dispatch.dispatcher import Dispatcher
 from sage_sandbox.document import RunResult, document
 from sage_sandbox.errors import SandboxUnavailable
 from sage_sandbox.events import Event, OperationStarted
+from sage_sandbox.policy import Policy
 from sage_sandbox.runner import Runner, warm
 from sage_sandbox.workflow.definition import Workflow
 
@@ -72,6 +75,41 @@ def test_a_cancel_stops_spinning_children_and_leaves_no_process(tmp_path: Path) 
     _, alive = psutil.wait_procs(family - before - {process for process in family if is_tracker(process)}, timeout=5)
 
     assert (result.status, result.exit_code) == ("cancelled", 130)
+    assert not alive
+
+
+def test_a_granted_host_is_reached_from_two_workers_and_no_proxy_is_left(tmp_path: Path) -> None:
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    before = set(psutil.Process().children(recursive=True))
+    family: set[psutil.Process] = set()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        host = f"127.0.0.1:{server.server_port}"
+        get = (
+            f"import urllib.request\ndef run():\n    return urllib.request.urlopen('http://{host}/').read().decode()\n"
+        )
+        other = get.replace(host, "127.0.0.1:1")
+        policy = Policy(net=(host,))
+        workflow = flow(many("a", op("x", get, policy=policy), op("y", other, policy=policy), success_threshold=0.5))
+        policies = {("a", name): policy for name in "xy"}
+        result = run(
+            workflow,
+            str(tmp_path),
+            policies=policies,
+            observers=[lambda _: family.update(psutil.Process().children(recursive=True))],
+        )
+        server.shutdown()
+    x, y = (result.outcome("a", name) for name in "xy")
+    _, alive = psutil.wait_procs(family - before - {process for process in family if is_tracker(process)}, timeout=20)
+
+    assert ("ok", ["allowed"]) == (x.value(), [contact.verdict for contact in x.contacts])
+    assert ("denied", "--allow net:127.0.0.1:1") == (y.reason, y.hint)
     assert not alive
 
 

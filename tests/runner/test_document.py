@@ -17,7 +17,7 @@ from sage_sandbox.document import (
 )
 from sage_sandbox.errors import ExitCode
 from sage_sandbox.events import Weight
-from sage_sandbox.outcome import Artifact, Attempt, Capabilities, Outcome, Violation
+from sage_sandbox.outcome import Artifact, Attempt, Capabilities, Contact, Outcome, Violation
 from sage_sandbox.workflow.definition import Keep
 
 FULFILLED = Outcome(
@@ -34,7 +34,14 @@ FULFILLED = Outcome(
     written=("docs/a",),
     attempts=(Attempt("rejected", "error", "no", 0.1), Attempt("fulfilled", None, "", 0.1204)),
 )
-REJECTED = Outcome("rejected", "denied", "no", "add --allow", violations=(Violation("read /x", "read:/x"),))
+REJECTED = Outcome(
+    "rejected",
+    "denied",
+    "no",
+    "add --allow",
+    violations=(Violation("read /x", "read:/x"),),
+    contacts=(Contact("h", 1, "allowed", times=2, sent=3, received=4),),
+)
 RESULT = RunResult(
     "abc",
     "demo",
@@ -77,6 +84,9 @@ def test_the_document_has_the_names_of_the_specification() -> None:
             "tokensEstimated": True,
             "personal": 0,
         },
+        "cached": 0,
+        "cacheAsked": 0,
+        "cacheHitRate": None,
     }
     assert made["errors"] == [
         {"phase": "a", "operation": "y", "reason": "denied", "message": "no", "hint": "add --allow"}
@@ -97,6 +107,10 @@ def test_an_operation_is_shown_with_everything_that_is_known() -> None:
     assert rejected["result"] is None
     assert rejected["error"] == {"reason": "denied", "message": "no", "hint": "add --allow"}
     assert rejected["violations"] == [{"what": "read /x", "allow": "read:/x"}]
+    assert rejected["contacts"] == [
+        {"host": "h", "port": 1, "verdict": "allowed", "why": "", "allow": "", "times": 2, "sent": 3, "received": 4}
+    ]
+    assert fulfilled["contacts"] == []
 
 
 def test_of_a_result_the_kept_part_is_shown_without_personal_data_or_the_whole() -> None:

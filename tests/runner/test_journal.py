@@ -19,7 +19,7 @@ from sage_sandbox.document import Metrics, OperationResult, PhaseResult, RunErro
 from sage_sandbox.errors import ExitCode, Locked, SandboxUnavailable, StateUnwritable
 from sage_sandbox.events import PhaseStatus
 from sage_sandbox.journal import ERRORS_KEPT, Journal, utc_now, weigh, without_secrets
-from sage_sandbox.outcome import Artifact, Outcome, Violation, rejected
+from sage_sandbox.outcome import Artifact, Contact, Outcome, Violation, rejected
 from sage_sandbox.store import artifacts
 from sage_sandbox.store.keys import Keys
 from sage_sandbox.store.reading import Damage, Found
@@ -147,7 +147,7 @@ def test_the_audit_log_comes_first_then_the_definition_then_the_state(tmp_path: 
     with opened(tmp_path) as made:
         made.begin(DEFINITION, WORKFLOW)
 
-    assert book.lines == ["start: run test", "grants: 1 granted", "set_aside", "create", "define"]
+    assert book.lines == ["start: run test", "grants: 1 granted", "set_aside", "create", "define", "save"]
     assert book.data[1] == {"grants": ["read:/src"]}
 
 
@@ -178,6 +178,32 @@ def test_what_an_operation_tried_is_in_the_audit_log(journal: Journal, book: Boo
 
     assert "violation: read /etc/shadow" in book.lines
     assert book.data[-1] == {"phase": "a", "operation": "op-1", "allow": "read:/etc/shadow"}
+
+
+def test_what_went_out_and_what_was_not_let_out_is_in_the_audit_log(journal: Journal, book: Book) -> None:
+    contacts = (
+        Contact("api.example.org", 443, "allowed", times=2, sent=5, received=7),
+        Contact("", 0, "refused", "no request: two Host fields", times=1),
+    )
+    journal.commit([phase("a", Outcome("fulfilled", contacts=contacts))])
+
+    assert ["outside: api.example.org:443 allowed", "outside: no request: two Host fields"] == [
+        line for line in book.lines if line.startswith("outside")
+    ]
+    assert book.lines.index("commit") > book.lines.index("outside: no request: two Host fields")
+    said = next(data for data in book.data if data and data.get("host"))
+    assert {"phase": "a", "operation": "op-1", "host": "api.example.org", "sent": 5, "received": 7} == {
+        name: said[name] for name in ("phase", "operation", "host", "sent", "received")
+    }
+
+
+def test_what_was_turned_to_is_read_back(journal: Journal, tmp_path: Path) -> None:
+    contacts = (Contact("api.example.org", 443, "allowed", times=2, sent=5, received=7),)
+    journal.commit([phase("a", Outcome("fulfilled", contacts=contacts))])
+    journal.close()
+
+    ((_, outcome),) = again(tmp_path).checkpoints["a"].operations
+    assert contacts == outcome.contacts
 
 
 def test_the_second_net_takes_out_what_the_first_let_through_and_counts_it(journal: Journal, tmp_path: Path) -> None:

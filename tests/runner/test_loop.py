@@ -23,7 +23,7 @@ from sage_sandbox.document import RunResult
 from sage_sandbox.errors import ExitCode, SandboxUnavailable, UsageError
 from sage_sandbox.events import Event, Notice, OperationStarted, PhaseSettled, PhaseStarted, RunSettled, RunStarted
 from sage_sandbox.operations.base import Task
-from sage_sandbox.outcome import Outcome, rejected
+from sage_sandbox.outcome import Contact, Outcome, rejected
 from sage_sandbox.policy import Limits, Policy
 from sage_sandbox.runner import Runner, parallel_limit, workflow_timeout
 from sage_sandbox.workflow.definition import Operation, Workflow
@@ -342,6 +342,15 @@ def test_retries_wait_longer_each_time_and_are_recorded(reason: Any) -> None:
     assert [dict(task.job.env)["SAGE_ATTEMPT"] for _, task in slots.sent] == ["1", "2", "3"]
     assert len({dict(task.job.env)["SAGE_IDEMPOTENCY_KEY"] for _, task in slots.sent}) == 1
     assert result.metrics.retries == 2
+
+
+def test_what_every_attempt_turned_to_is_in_the_outcome() -> None:
+    one = Contact("h.example", 443, "allowed", times=1, sent=2, received=3)
+    slots = FakeSlots(fate=_fails_first(2, replace(rejected("error", "no"), contacts=(one,))))
+    result = run(flow(single("a", op_fields={"retries": 2})), slots)
+
+    assert result.outcome("a", "op-1").ok
+    assert result.outcome("a", "op-1").contacts == (replace(one, times=2, sent=4, received=6),)
 
 
 def test_retries_end() -> None:

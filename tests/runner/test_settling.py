@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from sage_sandbox.errors import ExitCode
 from sage_sandbox.events import PhaseStatus
-from sage_sandbox.outcome import Outcome, rejected
+from sage_sandbox.outcome import Contact, Outcome, gathered, rejected
 from sage_sandbox.settling import BACKOFF_MAX_S, Frontier, backoff_s, may_retry, phase_status, run_status
 
 
@@ -43,6 +43,14 @@ def test_the_gravest_end_decides(phases: list[tuple[PhaseStatus, bool]], cancell
         expected = ("failed", 1)
 
     assert run_status(phases, cancelled=cancelled, timed_out=timed_out) == expected
+
+
+def test_what_all_attempts_turned_to_is_added_up() -> None:
+    one = Contact("a", 1, "allowed", times=1, sent=2, received=3)
+    other = Contact("a", 1, "refused", "no", times=1)
+
+    assert gathered([one, other, one]) == (Contact("a", 1, "allowed", times=2, sent=4, received=6), other)
+    assert gathered([]) == ()
 
 
 def test_exit_codes_are_of_the_one_table() -> None:

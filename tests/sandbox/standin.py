@@ -14,7 +14,7 @@ from sage_sandbox.sandbox import nursery, steps
 from sage_sandbox.sandbox.inside import child, entry, namespaces, syscalls, wire, zygote
 from sage_sandbox.sandbox.masks import Masker
 
-CALL: Final = wire.PythonRequest("def run():\n    return 'ran'\n", "op.py", (), b"null", b"{}", (), 1 << 20)
+CALL: Final = wire.PythonRequest("def run():\n    return 'ran'\n", "op.py", (), b"null", b"{}", (), 1 << 20, False)
 
 
 def found(who: steps.Identity, project: Path) -> wire.Foundation:

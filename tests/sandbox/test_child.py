@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import resource
+import socket
 
 import pytest
 from sandbox import standin
@@ -27,6 +28,7 @@ FOUNDATION = wire.Foundation((), (), (), (), (), (0, 0), 0, 0, False, (b"", b"")
 # For each step, one kernel call that it cannot do without, and what the kernel answers.
 REFUSALS = {
     "Namespaces": (sc, "unshare", errno.EPERM),
+    "Listen": (wire, "send_descriptor", errno.EPERM),
     "Work": (sc, "mount", errno.EPERM),
     "OwnRoot": (sc, "mount", errno.EPERM),
     "Place": (sc, "move_mount", errno.EPERM),
@@ -43,6 +45,19 @@ REFUSALS = {
     "Seccomp": (sc, "seccomp_filter", errno.EPERM),
     "SelfCheck": (sc, "capabilities", errno.EPERM),
 }
+
+
+class NoGate:
+    """A way out that nobody takes."""
+
+    def open(self, listener, granted):
+        raise AssertionError
+
+    def shut(self):
+        return ()
+
+    def close(self):
+        pass
 
 
 @pytest.fixture
@@ -84,7 +99,7 @@ def test_every_kind_of_step_has_a_refusal_here():
 
 @pytest.mark.parametrize("kind", REFUSALS)
 def test_a_refused_step_is_reported_and_nothing_after_it_is_tried(kind, refuse, in_child, who, project):
-    blueprint = compiled(who, project, Policy(read=(str(project),), loopback=True))
+    blueprint = compiled(who, project, Policy(read=(str(project),), net=("example.org:443",), loopback=True))
 
     def act():
         inherited = inherit(who, project)
@@ -92,7 +107,8 @@ def test_a_refused_step_is_reported_and_nothing_after_it_is_tried(kind, refuse, 
         ours.sendall(wire.pack(*whole(blueprint)) + wire.pack(CALL))
         tried = refuse(kind)
         child.main(theirs, inherited)
-        return tried, [frame for frame in standin.frames(ours) if frame[0] != wire.WORK_FOLDER]
+        kept = (wire.LISTENER, wire.WORK_FOLDER)
+        return tried, [frame for frame in standin.frames(ours) if frame[0] not in kept]
 
     tried, sent = in_child(act)
     kinds = [type(step).__name__ for step in whole(blueprint)]
@@ -106,11 +122,12 @@ def test_a_refused_step_is_reported_and_nothing_after_it_is_tried(kind, refuse, 
 @pytest.mark.parametrize("kind", REFUSALS)
 def test_a_refused_step_means_that_no_sandbox_can_be_had(kind, refuse, forked_zygotes, supervisor):
     refuse(kind)
+    supervisor._make_gate = NoGate
     job = Job(
         "python",
         code="def run():\n    return 1\n",
         project=supervisor.project,
-        policy=Policy(read=(supervisor.project,)),
+        policy=Policy(read=(supervisor.project,), net=("example.org:443",)),
     )
 
     with pytest.raises(SandboxUnavailable, match=f"step {kind}: ") as caught:
@@ -160,7 +177,7 @@ def look():
 
 @pytest.mark.parametrize("granted", [False, True])
 def test_every_step_applied_leaves_what_it_says(granted, in_child, who, project):
-    policy = Policy(read=(str(project),), loopback=True) if granted else Policy()
+    policy = Policy(read=(str(project),), net=("example.org:443",), loopback=True) if granted else Policy()
     blueprint = compiled(who, project, policy, disk=1 << 20, pids=7)
 
     def act():
@@ -189,6 +206,30 @@ def test_every_step_applied_leaves_what_it_says(granted, in_child, who, project)
     assert {"usr", "dev", "etc", "proc", "sandbox", "tmp"} <= set(seen["root"])
     assert not {"home", "root", "sys", "var", "run", "host", "new", "own", "work", "layers"} & set(seen["root"])
     assert capabilities in ({"proc": True}, {"proc": False})
+
+
+def test_with_a_net_grant_the_port_of_the_proxy_is_all_that_is_connected_to(in_child, who, project):
+    blueprint = compiled(who, project, Policy(net=("example.org:443",)))
+
+    def act():
+        inherited = inherit(who, project)
+        ours, theirs = standin.pair()
+        child.Ascent(inherited, theirs).climb(whole(blueprint))
+        data, fds, _flags, _address = socket.recv_fds(socket.socket(fileno=os.dup(ours.fileno())), 5, 1)
+        listener = socket.socket(fileno=fds[0])
+        with socket.create_connection(("127.0.0.1", 3128)) as made:
+            listener.accept()[0].sendall(b"there")
+            heard = made.recv(10)
+        try:
+            socket.create_connection(("127.0.0.1", 3129))
+        except OSError as error:
+            return data[4:], heard, listener.getsockname(), error.errno
+        return None
+
+    told, heard, place, refusal = in_child(act)
+
+    assert (wire.LISTENER, b"there", ("127.0.0.1", 3128)) == (told, heard, place)
+    assert (errno.EACCES if sc.landlock_abi() >= 4 else errno.ECONNREFUSED) == refusal
 
 
 def test_a_child_says_ready_then_runs_its_one_request(in_child, who, project):
@@ -333,7 +374,7 @@ def test_a_descriptor_above_the_result_is_foreign(number, seen, in_child):
 def test_a_ruleset_that_lies_where_it_belongs_stays_there(in_child):
     def act():
         ascent = child.Ascent(child.Inheritance(-1, -1, child.RULESET_FD, {}, FOUNDATION), None)
-        ascent._landlock(wire.Landlock(own=False, root="", writable=(), files=(), network=False))
+        ascent._landlock(wire.Landlock(own=False, root="", writable=(), files=(), network=False, port=0))
         return True
 
     assert in_child(act)

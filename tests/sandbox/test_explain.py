@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sage_sandbox.outcome import Violation
 from sage_sandbox.policy import Policy
-from sage_sandbox.sandbox.explain import allow_option, explain_error, explain_text
+from sage_sandbox.sandbox.explain import allow_option, explain_error, explain_text, outside_hint
 from sage_sandbox.sandbox.job import Job
 
 
@@ -117,6 +117,23 @@ def test_a_read_only_place_could_have_been_granted_for_writing(path, policy, all
 def test_a_network_that_cannot_be_reached_is_explained_by_the_missing_loopback(code, world):
     assert Violation("tried to reach a network", "loopback") == explain_error(job(world), error(code))
     assert explain_error(job(world, loopback=True), error(code)) is None
+    past = explain_error(job(world, net=("example.org:443",)), error(code))
+    assert past == Violation("tried to reach a network past the proxy at 127.0.0.1:3128")
+
+
+@pytest.mark.parametrize(
+    ("text", "net", "hint"),
+    [
+        ("[Errno -3] Temporary failure in name resolution", (), "a host is reached with --allow net:HOST:PORT"),
+        ("could not connect: Name or service not known", ("h:1",), "hosts are reached through the proxy"),
+        ("fatal: transport 'ssh' not allowed", ("h:1",), "only http and https go through the proxy"),
+        ("fatal: transport 'git' not allowed", ("h:1",), "only http and https go through the proxy"),
+        ("no", ("h:1",), ""),
+    ],
+)
+def test_whoever_looks_for_a_host_by_himself_is_told_the_way(text, net, hint, world):
+    assert outside_hint(job(world, net=net), text).startswith(hint)
+    assert bool(hint) == bool(outside_hint(job(world, net=net), text))
 
 
 @pytest.mark.parametrize(

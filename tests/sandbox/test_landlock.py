@@ -10,7 +10,7 @@ import os
 import pytest
 
 from sage_sandbox.sandbox.inside import landlock, syscalls, wire
-from sage_sandbox.sandbox.inside.landlock import ALL_FILES, IOCTL_DEV, NET_TCP, REFER, SCOPE_ALL, TRUNCATE
+from sage_sandbox.sandbox.inside.landlock import ALL_FILES, CONNECT_TCP, IOCTL_DEV, NET_TCP, REFER, SCOPE_ALL, TRUNCATE
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def asked(monkeypatch):
     return made, rules
 
 
-def step(root, *, writable=(), files=(), network=False):
-    return wire.Landlock(own=True, root=str(root), writable=writable, files=files, network=network)
+def step(root, *, writable=(), files=(), network=False, port=0):
+    return wire.Landlock(own=True, root=str(root), writable=writable, files=files, network=network, port=port)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,17 @@ def test_loopback_leaves_tcp_alone(root, asked):
     landlock.build(6, (), step(root, network=True))
 
     assert [(ALL_FILES, 0, SCOPE_ALL)] == made
+
+
+@pytest.mark.parametrize(
+    ("abi", "network", "rules"), [(3, False, []), (4, False, [(3128, CONNECT_TCP)]), (6, True, [])]
+)
+def test_one_port_may_be_connected_to_where_tcp_is_handled(abi, network, rules, root, asked, monkeypatch):
+    ports = []
+    monkeypatch.setattr(syscalls, "landlock_add_port", lambda _ruleset, port, access: ports.append((port, access)))
+    landlock.build(abi, (), step(root, network=network, port=3128))
+
+    assert rules == ports
 
 
 def test_rights_are_those_of_each_place(root, asked):

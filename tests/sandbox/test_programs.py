@@ -13,7 +13,7 @@ from _socket import AF_UNIX, SOCK_STREAM, socketpair
 import pytest
 from sandbox.standin import CALL, found, frames
 
-from sage_sandbox.sandbox.inside import programs, wire
+from sage_sandbox.sandbox.inside import programs, tools, wire
 
 
 @pytest.fixture
@@ -23,6 +23,8 @@ def sent(in_child, tmp_path):
     def run(request, before=lambda: None, after=lambda: None):
         def act():
             programs.CODE_FOLDER = str(tmp_path / "code")
+            os.chdir(tmp_path)  # the path of a socket is short
+            tools.SOCKET = "calls"
             ours, theirs = socketpair(AF_UNIX, SOCK_STREAM)
             before()
             programs.run(theirs, request)
@@ -50,7 +52,8 @@ def command(sent):
     """Run a command: the frame it ended with."""
 
     def run(*argv, env=(), **more):
-        (frame,), _ = sent(wire.CommandRequest(argv, env, False), **more)
+        (listening, frame), _ = sent(wire.CommandRequest(argv, env, False), **more)
+        assert (wire.TOOLS, b"") == listening
         return frame
 
     return run
@@ -77,7 +80,7 @@ def exited(code):
     ],
 )
 def test_run_is_called_with_what_it_names(signature, result, python):
-    offered = {"params": {"p": 1}, "inputs": {"i": 2}, "tools": programs.Tools()}
+    offered = {"params": {"p": 1}, "inputs": {"i": 2}, "tools": tools.Tools()}
     expected = eval(result, {**offered, "extra": 3, "given": offered})
     params, inputs = (json.dumps(offered[name]).encode() for name in ("params", "inputs"))
 
@@ -117,12 +120,6 @@ def test_what_run_returns_is_json(value, python):
         ("def run(): return 'x' * 100", "ResultTooLarge", "", None),
         ("import sys\ndef run():\n    sys.exit(3)\n", "SystemExit", "3", 3),
         ("def run(): raise KeyboardInterrupt", "KeyboardInterrupt", "", 1),
-        (
-            "def run(tools):\n    tools.call('web/search', q='x')\n",
-            "PermissionError",
-            "tool 'web/search' is not granted",
-            2,
-        ),
         ("def run():\n    raise ValueError('x' * 9000)\n", "ValueError", "x" * 4000, 2),
         ("def run():\n    raise ValueError(chr(0xd800))\n", "ValueError", "?", 2),
         ("class Bad(Exception):\n    def __str__(self): raise self\ndef run():\n    raise Bad\n", "Bad", "", 4),
@@ -140,6 +137,26 @@ def test_what_it_raises_is_described(code, kind, message, line, python):
     assert ("E", kind, line) == (sort, error["type"], error["line"])
     assert message == error["message"] or (message and message in error["message"])
     assert len(error["message"]) <= 4000
+
+
+def test_a_tool_where_none_is_granted_is_refused_and_reported(sent):
+    code = "def run(tools):\n    tools.call('web/search', q='x')\n"
+    (reported, (kind, body)), _ = sent(CALL._replace(code=code))
+
+    assert (wire.NOT_GRANTED, b"web/search") == reported
+    assert wire.ERROR == kind
+    assert "web/search is not granted: --allow tool:web/search" == json.loads(body)["message"]
+
+
+def test_where_tools_are_granted_a_socket_comes_before_any_code_runs(sent):
+    (listening, value), left = sent(
+        CALL._replace(code="import os\nos.stat('calls')\ndef run(): return 1\n", tools=True),
+        after=lambda: os.path.exists("calls"),
+    )
+
+    assert (wire.TOOLS, b"") == listening
+    assert (wire.VALUE, b"1") == value
+    assert left
 
 
 def test_a_refused_path_is_described(python):
@@ -169,7 +186,14 @@ def test_siblings_can_be_imported_and_leave_no_byte_code(python, tmp_path):
 
 def test_the_environment_is_the_base_and_what_was_granted(python):
     code = "import os\ndef run(): return [os.environ[n] for n in ('HOME', 'PATH', 'TZ', 'CI', 'TMPDIR', 'SAGE_OUT')]\n"
-    expected = [wire.BOX, "/usr/local/bin:/usr/bin:/bin", "UTC", "yes", wire.BOX + "/tmp", wire.BOX + "/out"]
+    expected = [
+        wire.BOX,
+        "/sandbox/bin:/usr/local/bin:/usr/bin:/bin",
+        "UTC",
+        "yes",
+        wire.BOX + "/tmp",
+        wire.BOX + "/out",
+    ]
 
     assert ("V", expected) == python(code, env=(("CI", "yes"),))
 
@@ -277,7 +301,7 @@ def test_a_terminal_becomes_the_commands_own(sent):
         for number in range(3):
             os.dup2(terminal, number)
 
-    (frame,), _ = sent(wire.CommandRequest(("sh", "-c", "test -t 0 && tty && echo yes > /dev/tty"), (), True), before)
+    (_, frame), _ = sent(wire.CommandRequest(("sh", "-c", "test -t 0 && tty && echo yes > /dev/tty"), (), True), before)
     said = os.read(controller, 1000)
     os.close(controller)
     os.close(terminal)

@@ -229,6 +229,28 @@ def test_a_locked_child_gets_the_listed_verdicts(arch: str) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHES)
+def test_what_only_speaks_to_the_network_has_no_program_no_process_and_no_local_socket(arch: str) -> None:
+    program = bpf.decode(seccomp.network_program(arch))
+    numbers = NUMBERS[arch]
+
+    def verdict(name: str, *args: int) -> int:
+        return bpf.run(program, AUDIT[arch], numbers[name], args).verdict
+
+    refused = {name for name in numbers if name not in ("clone", "socket") and verdict(name) != ALLOW}
+    assert refused == numbers.keys() & {
+        "execve", "execveat", "fork", "vfork", "kill", "tkill", "listen", "pidfd_send_signal", "rt_sigqueueinfo",
+        "rt_tgsigqueueinfo", "socketpair", "tgkill",
+    }  # fmt: skip
+    thread = 0x3D0F00  # what pthread_create passes to clone(2)
+    assert (ALLOW, EPERM) == (verdict("clone", thread), verdict("clone", signal.SIGCHLD))
+    for family in range(50):
+        allowed = family in (socket.AF_INET, socket.AF_INET6)
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC):
+            assert allowed_if(allowed) == verdict("socket", family, kind, 0)
+        assert verdict("socket", family, socket.SOCK_RAW, 1) == EPERM
+
+
+@pytest.mark.parametrize("arch", ARCHES)
 def test_before_the_lock_only_the_setup_is_allowed_beside_the_list(arch: str) -> None:
     verdicts = {name: in_zygote(arch, number) for name, number in NUMBERS[arch].items()}
 

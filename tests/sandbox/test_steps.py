@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import os
 import resource
 import socket
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,12 +22,12 @@ from sandbox.standin import whole
 from sage_sandbox.errors import NotGranted, SandboxUnavailable
 from sage_sandbox.policy import Limits, MiB, Policy
 from sage_sandbox.sandbox import steps
-from sage_sandbox.sandbox.inside import syscalls, wire
+from sage_sandbox.sandbox.inside import syscalls, tools, wire
 from sage_sandbox.sandbox.masks import Masker
 
 ORDER = (
-    "Namespaces", "Work", "OwnRoot", "Place", "Attach", "Proc", "Landlock", "Pivot", "Identity", "Descriptors",
-    "Defaults", "Rlimits", "Powerless", "Restrict", "Seccomp", "SelfCheck",
+    "Namespaces", "Listen", "Work", "OwnRoot", "Place", "Attach", "Proc", "Landlock", "Pivot", "Identity",
+    "Descriptors", "Defaults", "Rlimits", "Powerless", "Restrict", "Seccomp", "SelfCheck",
 )  # fmt: skip
 GRANTED_ONLY = {"OwnRoot", "Place", "Attach"}
 RANK = {"read": 0, "write": 1, "write_through": 2}
@@ -70,13 +72,13 @@ def only(blueprint, kind):
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(GRANTS, LIMITS, st.booleans(), st.booleans())
-def test_any_policy_compiles_to_the_one_order(base, grants, limits, loopback, cgroup):
-    blueprint = compiled(base, policy_of(base[0], grants, loopback=loopback), limits, cgroup=cgroup)
+@given(GRANTS, LIMITS, st.booleans(), st.booleans(), st.sampled_from([(), ("example.org:443",)]))
+def test_any_policy_compiles_to_the_one_order(base, grants, limits, loopback, cgroup, net):
+    blueprint = compiled(base, policy_of(base[0], grants, loopback=loopback, net=net), limits, cgroup=cgroup)
     kinds = [type(step).__name__ for step in whole(blueprint)]
 
     assert kinds == sorted(kinds, key=ORDER.index)
-    assert set(kinds) == set(ORDER) - (set() if grants else GRANTED_ONLY)
+    assert set(kinds) == set(ORDER) - (set() if grants else GRANTED_ONLY) - (set() if net else {"Listen"})
     assert not any(isinstance(step, wire.Attach) for step in blueprint.ahead)
     assert len(kinds) - kinds.count("Attach") == len(set(kinds) - {"Attach"})
 
@@ -146,7 +148,7 @@ def test_nothing_granted_is_the_lean_view(base):
     assert (False, (), ()) == (blueprint.bound, blueprint.stages, blueprint.owners)
     assert "." == blueprint.box
     assert wire.Namespaces(network=False, pantry=False) == only(blueprint, wire.Namespaces)
-    assert wire.Landlock(False, "", (), (), False) == only(blueprint, wire.Landlock)
+    assert wire.Landlock(False, "", (), (), False, 0) == only(blueprint, wire.Landlock)
     assert wire.Work(wire.BOX, "", 64 * MiB, 64 * MiB // 4096 + 1024, 1000, 1000) == only(blueprint, wire.Work)
 
 
@@ -154,8 +156,19 @@ def test_loopback_alone_has_its_own_network_and_ruleset(base):
     blueprint = compiled(base, Policy(loopback=True))
 
     assert wire.Namespaces(network=True, pantry=False) == only(blueprint, wire.Namespaces)
-    assert wire.Landlock(True, "", (), (), True) == only(blueprint, wire.Landlock)
+    assert wire.Landlock(True, "", (), (), True, 0) == only(blueprint, wire.Landlock)
     assert not blueprint.bound
+
+
+def test_a_host_alone_has_a_listener_and_the_way_to_it(base):
+    blueprint = compiled(base, Policy(net=("example.org:443",)))
+
+    assert wire.Namespaces(network=True, pantry=False) == only(blueprint, wire.Namespaces)
+    assert wire.Listen(steps.PROXY_PORT) == only(blueprint, wire.Listen)
+    assert wire.Landlock(True, "", (), (), False, steps.PROXY_PORT) == only(blueprint, wire.Landlock)
+    assert not blueprint.bound
+    assert blueprint == compiled(base, Policy(net=("elsewhere.example:80",)))
+    assert blueprint != compiled(base, Policy(loopback=True))
 
 
 @pytest.mark.parametrize(("abi", "own"), [(5, True), (6, False)])
@@ -173,7 +186,7 @@ def test_writable_places_are_opened_by_the_ruleset_and_staged_ones_by_the_bluepr
     )
     a, d, top = (str(root / name) for name in ("a", "d", "top"))
 
-    assert wire.Landlock(True, wire.OWN_ROOT, ("/tmp", a, d, top), (top,), False) == only(blueprint, wire.Landlock)
+    assert wire.Landlock(True, wire.OWN_ROOT, ("/tmp", a, d, top), (top,), False, 0) == only(blueprint, wire.Landlock)
     assert {(a, True), (top, False)} == {(stage.path, stage.folder) for stage in blueprint.stages}
     layers = {step.path: step.layer for step in whole(blueprint) if isinstance(step, wire.Attach)}
     assert all(layers[stage.path] == stage.layer for stage in blueprint.stages)
@@ -330,7 +343,37 @@ def test_etc_is_ours_where_it_names_people_and_hosts(tmp_path):
 
     assert b"sage:x:1000:1000:" in files["/etc/passwd"]
     assert b"hosts: files\n" in files["/etc/nsswitch.conf"]
-    assert {"/etc/passwd", "/etc/group", "/etc/hosts", "/etc/hostname", "/etc/nsswitch.conf"} == set(files)
+    ours = {"/etc/passwd", "/etc/group", "/etc/hosts", "/etc/hostname", "/etc/nsswitch.conf"}
+    assert ours == {path for path in files if path.startswith("/etc/")}
+
+
+def test_the_program_that_calls_tools_is_there_and_runs_in_the_operations_interpreter(tmp_path):
+    foundation = steps.foundation(USER, str(tmp_path))
+    program = dict(foundation.files)["/sandbox/bin/sage-tool"]
+    first, rest = program.split(b"\n", 1)
+    interpreter = dict(foundation.links)[first.removeprefix(b"#!").split()[0].decode()]
+
+    assert os.path.realpath(sys.executable) == interpreter
+    assert Path(tools.__file__).read_bytes() == rest
+    assert {"_socket", "json", "struct", "sys", "typing", "__future__"} >= imported(rest)
+
+
+def imported(source):
+    """What a module imports; what it names for a type checker only is left out."""
+    nodes = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    return {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names} | {
+        node.module for node in nodes if isinstance(node, ast.ImportFrom)
+    }
+
+
+def test_the_program_is_there_in_a_root_with_grants_too(tmp_path):
+    foundation = steps.foundation(USER, str(tmp_path))
+
+    assert wire.PROGRAMS in steps._own_root(foundation).mounts
+
+
+def test_the_socket_for_calls_lies_in_the_work_folder():
+    assert os.path.dirname(tools.SOCKET) == wire.BOX
 
 
 def test_root_of_a_user_namespace_is_root_inside_too(tmp_path):

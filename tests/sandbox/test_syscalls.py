@@ -169,6 +169,11 @@ def test_permitted_capabilities_become_ambient(in_child, who):
     assert (0b1010_0000, 0b1010_0000) == in_child(act)
 
 
+def test_a_port_that_cannot_be_added_to_a_ruleset_is_an_error():
+    with pytest.raises(OSError, match="landlock_add_rule: "):
+        syscalls.landlock_add_port(-1, 3128, 2)
+
+
 def test_landlock_abi_is_0_where_the_kernel_has_none(monkeypatch):
     monkeypatch.setattr(syscalls, "_syscall", lambda *_args: -1)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_sandbox.outcome import Capabilities, Violation
+from sage_sandbox.outcome import Capabilities, Contact, Violation
 from sage_sandbox.policy import KiB, Limits, MiB
 from sage_sandbox.sandbox.inside import wire
 from sage_sandbox.sandbox.job import Job
@@ -210,6 +210,59 @@ def test_what_run_returned_is_the_result():
 
 def test_a_result_sent_before_it_was_killed_for_time_does_not_count():
     assert "timeout" == judge(ending(frame=(wire.VALUE, b"1"), stopped="timeout")).reason
+
+
+REFUSED = Contact("example.org", 443, "refused", "not granted", "net:example.org:443", times=1)
+LET = Contact("api.example.org", 443, "allowed", times=1)
+
+
+@pytest.mark.parametrize(
+    ("seen", "reason", "error", "hint"),
+    [
+        (
+            ending(frame=raised("OSError", "Tunnel connection failed: 403")),
+            "denied",
+            "OSError: Tunnel connection failed: 403; tried to reach example.org:443: not granted",
+            "--allow net:example.org:443",
+        ),
+        (
+            ending(frame=raised("OSError", "403 Forbidden: example.org:443: not granted")),
+            "denied",
+            "OSError: 403 Forbidden: example.org:443: not granted",
+            "--allow net:example.org:443",
+        ),
+        (
+            ending(COMMAND, exited(22), stderr=b"curl: (56) CONNECT tunnel failed, response 403\n"),
+            "denied",
+            "exit code 22: curl: (56) CONNECT tunnel failed, response 403; tried to reach example.org:443: not granted",
+            "--allow net:example.org:443",
+        ),
+        (ending(frame=raised("ValueError", "no")), "error", "ValueError: no", "--allow net:example.org:443"),
+        (ending(frame=(wire.VALUE, b"1")), None, "", ""),
+        (ending(stopped="timeout"), "timeout", "timeout 90 s exceeded", ""),
+    ],
+)
+def test_what_the_proxy_refused_is_told_with_the_grant_that_was_missing(seen, reason, error, hint):
+    outcome = judge(replace(seen, contacts=(LET, REFUSED)))
+
+    assert (reason, error, hint) == (outcome.reason, outcome.error, outcome.hint)
+    assert (Violation("tried to reach example.org:443: not granted", "net:example.org:443"),) == outcome.violations
+    assert (LET, REFUSED) == outcome.contacts
+
+
+def test_what_the_proxy_let_through_changes_nothing():
+    seen = ending(frame=raised("OSError", "HTTP Error 403: Forbidden"))
+
+    assert replace(judge(seen), contacts=(LET,)) == judge(replace(seen, contacts=(LET,)))
+
+
+def test_a_host_that_was_looked_for_is_hinted():
+    message = "<urlopen error [Errno -3] Temporary failure in name resolution>"
+    seen = ending(frame=raised("URLError", message))
+
+    assert "a host is reached with --allow net:HOST:PORT" == judge(seen).hint
+    said = b"curl: (6) Could not resolve host: example.org\n"
+    assert "--allow net:HOST:PORT" in judge(ending(COMMAND, exited(6), stderr=said)).hint
 
 
 def test_a_missing_module_is_hinted_as_a_package():

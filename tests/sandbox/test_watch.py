@@ -15,6 +15,7 @@ import pytest
 
 from sage_sandbox.policy import STREAM_KEPT, Limits, MiB, Policy
 from sage_sandbox.sandbox import cgroup
+from sage_sandbox.sandbox.calling import Desk, ToolCalls
 from sage_sandbox.sandbox.cgroup import GroupUsage
 from sage_sandbox.sandbox.job import Job
 from sage_sandbox.sandbox.nursery import Child, Frames, Gone
@@ -287,7 +288,8 @@ def test_a_terminal_whose_reader_is_gone_ends_the_command(shell, relay, terminal
 def watch(tmp_path):
     """A watch over a child that is not there."""
     child = Child(1, None, -1, -1, -1)
-    return Watch(child, Job("python", policy=Policy(), limits=Limits(cpu_s=1)), 0.0, -1, b"", None)
+    calls = ToolCalls(Policy(), Desk(), expected=False)
+    return Watch(child, Job("python", policy=Policy(), limits=Limits(cpu_s=1)), 0.0, -1, b"", None, calls)
 
 
 @pytest.mark.parametrize(
@@ -430,3 +432,59 @@ def test_a_folder_without_room_is_full(monkeypatch):
     monkeypatch.setattr(os, "fstatvfs", lambda _fd: Room)
 
     assert _is_full(0)
+
+
+# The socket for tool calls.
+
+
+@pytest.fixture
+def awaited(connected):
+    """The operation's child still has to send one."""
+    watch, theirs = connected
+    watch.calls.expected = True
+    yield watch, theirs
+    watch.calls.close()
+    watch.child.close()
+
+
+def test_what_listens_is_taken_once(awaited):
+    watch, theirs = awaited
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind("")  # a name of the kernel's choice (unix(7), autobind)
+    listener.listen()
+    socket.send_fds(theirs, [b"\0\0\0\1T"], [listener.fileno()])
+    watch._read_frames()
+
+    assert (None, None, False) == (watch.frame, watch.stopped, watch.calls.expected)
+    assert watch.calls.fileno() >= 0
+    socket.send_fds(theirs, [b"\0\0\0\1T"], [listener.fileno()])
+    watch._read_frames()
+    assert (b"T", b"") == watch.frame
+    assert [] == watch.child.frames.fds
+    listener.close()
+
+
+def test_what_does_not_listen_is_no_line_for_calls(awaited):
+    watch, theirs = awaited
+    socket.send_fds(theirs, [b"\0\0\0\1T"], [theirs.fileno()])
+    watch._read_frames()
+
+    assert "protocol" == watch.stopped
+
+
+def test_a_word_about_a_descriptor_without_one_is_a_last_word(awaited):
+    watch, theirs = awaited
+    theirs.sendall(b"\0\0\0\1T")
+    watch._read_frames()
+
+    assert (b"T", b"") == watch.frame
+
+
+def test_a_command_has_no_word_for_a_call_that_was_refused(connected):
+    watch, theirs = connected
+    watch.job = replace(watch.job, type="command")
+    theirs.sendall(b"\0\0\0\4Na/b")
+    watch._read_frames()
+
+    assert (b"N", b"a/b") == watch.frame
+    assert () == watch.calls.denied()

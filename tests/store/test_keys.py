@@ -83,7 +83,7 @@ class Refusing(Folder):
         self._refuse("read" if flags == os.O_RDONLY else "lock")
         return super().open_file(name, flags, mode)
 
-    def write_new(self, name, data):
+    def write_new(self, name, data, *, durable=True):
         self._refuse("write")
         super().write_new(name, data)
 

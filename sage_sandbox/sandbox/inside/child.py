@@ -44,6 +44,7 @@ class Ascent:
         self.confined = False
         self._apply: dict[type[wire.Step], Callable[[Any], None]] = {
             wire.Namespaces: self._namespaces,
+            wire.Listen: self._listen,
             wire.Work: self._work,
             wire.OwnRoot: namespaces.build_own_root,
             wire.Place: namespaces.place_box,
@@ -72,6 +73,12 @@ class Ascent:
 
     def _namespaces(self, step: wire.Namespaces) -> None:
         namespaces.own_namespaces(step, self.inherited.pantry_fd)
+
+    def _listen(self, step: wire.Listen) -> None:
+        # Whoever holds it serves it: from here on that is the egress proxy, and not us.
+        listener = namespaces.listen(step)
+        wire.send_descriptor(self._sock, wire.LISTENER, b"", listener.fileno())
+        listener.close()
 
     def _work(self, step: wire.Work) -> None:
         namespaces.mount_work(step)

@@ -21,7 +21,9 @@ TRUNCATE = 1 << 14
 IOCTL_DEV = 1 << 15
 
 ALL_FILES = (1 << 16) - 1
-NET_TCP = 0b11
+BIND_TCP = 0b01
+CONNECT_TCP = 0b10
+NET_TCP = BIND_TCP | CONNECT_TCP
 SCOPE_ALL = 0b11
 
 READ = EXECUTE | READ_FILE | READ_DIR
@@ -41,19 +43,21 @@ def handled_files(abi: int) -> int:
 def build(abi: int, devices: tuple[str, ...], step: wire.Landlock) -> int:
     """A ruleset descriptor: read and run beneath the root, write in the work folder, the devices and granted paths."""
     handled = handled_files(abi)
-    ruleset = syscalls.landlock_create_ruleset(
-        handled, 0 if abi < 4 or step.network else NET_TCP, SCOPE_ALL if abi >= 6 else 0
-    )
-    _allow(ruleset, step.root or "/", READ & handled)
-    _allow(ruleset, step.root + os.path.dirname(wire.BOX), WRITE & handled)
+    tcp = 0 if abi < 4 or step.network else NET_TCP
+    ruleset = syscalls.landlock_create_ruleset(handled, tcp, SCOPE_ALL if abi >= 6 else 0)
+    allow(ruleset, step.root or "/", READ & handled)
+    allow(ruleset, step.root + os.path.dirname(wire.BOX), WRITE & handled)
     for name in devices:
-        _allow(ruleset, f"{step.root}/dev/{name}", DEVICE & handled)
+        allow(ruleset, f"{step.root}/dev/{name}", DEVICE & handled)
     for path in step.writable:
-        _allow(ruleset, step.root + path, WRITE & handled & (FILE_RIGHTS if path in step.files else ALL_FILES))
+        allow(ruleset, step.root + path, WRITE & handled & (FILE_RIGHTS if path in step.files else ALL_FILES))
+    if tcp and step.port:
+        syscalls.landlock_add_port(ruleset, step.port, CONNECT_TCP)
     return ruleset
 
 
-def _allow(ruleset: int, path: str, access: int) -> None:
+def allow(ruleset: int, path: str, access: int) -> None:
+    """Add these rights beneath a path; OSError if it is not there."""
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         syscalls.landlock_add_path(ruleset, fd, access)

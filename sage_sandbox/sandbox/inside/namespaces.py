@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from _socket import AF_INET, SOCK_DGRAM, socket
+from _socket import AF_INET, SOCK_DGRAM, SOCK_STREAM, socket
 from fcntl import ioctl
 from struct import pack
 from typing import TYPE_CHECKING
@@ -34,6 +34,7 @@ _TMPFS = sc.MS_NOSUID | sc.MS_NODEV
 _WHITEOUT = stat.S_IFCHR
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 1
+_BACKLOG = 128
 
 
 # In the zygote, before it serves.
@@ -88,6 +89,8 @@ def _build_shared_root(foundation: wire.Foundation) -> None:
         _make_place(wire.ROOT + path, folder=False)
         with open(wire.ROOT + path, "wb") as file:
             file.write(content)
+        if content.startswith(b"#!"):
+            os.chmod(wire.ROOT + path, 0o755)  # noqa: S103 - a program, for everybody inside
     for source, path, folder in foundation.binds:
         _bind(wire.HOST, source, wire.ROOT + path, folder, READ_ONLY)
     for name in foundation.devices:
@@ -153,6 +156,14 @@ def own_namespaces(step: wire.Namespaces, pantry: int) -> None:
             ioctl(with_socket.fileno(), _SIOCSIFFLAGS, pack("16sh22x", b"lo", _IFF_UP))
         finally:
             with_socket.close()
+
+
+def listen(step: wire.Listen) -> socket:
+    """The socket at the one port of our loopback behind which somebody else answers."""
+    listener = socket(AF_INET, SOCK_STREAM, 0)
+    listener.bind(("127.0.0.1", step.port))
+    listener.listen(_BACKLOG)
+    return listener
 
 
 def mount_work(step: wire.Work) -> None:

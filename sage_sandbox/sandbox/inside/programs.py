@@ -10,9 +10,10 @@ import gc
 import json
 import os
 import sys
+from _socket import AF_UNIX, SOCK_STREAM
 from typing import TYPE_CHECKING, Any
 
-from sage_sandbox.sandbox.inside import wire
+from sage_sandbox.sandbox.inside import tools, wire
 
 if TYPE_CHECKING:
     from _socket import socket
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from types import ModuleType, TracebackType
 
 CODE_FOLDER = wire.BOX + "/code"
+SEARCHED = "/usr/local/bin:/usr/bin:/bin"
+"""Where commands are looked for."""
 _BASE_ENVIRONMENT = {
-    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "PATH": f"{wire.PROGRAMS}:{SEARCHED}",
     "HOME": wire.BOX,
     "TMPDIR": wire.BOX + wire.TMP,
     "SAGE_OUT": wire.BOX + "/out",
@@ -34,6 +37,8 @@ _BASE_ENVIRONMENT = {
     "GIT_TERMINAL_PROMPT": "0",
 }
 _MESSAGE_MAX = 4_000
+_NAME_MAX = 200
+_BACKLOG = 64
 
 
 _REHEARSAL = wire.pack(
@@ -45,6 +50,7 @@ _REHEARSAL = wire.pack(
         inputs=b"{}",
         env=(("SAGE_ATTEMPT", "1"),),
         result_max=1 << 20,
+        tools=False,
     )
 )
 
@@ -61,16 +67,40 @@ def run(sock: socket, request: wire.PythonRequest | wire.CommandRequest | wire.F
     if isinstance(request, wire.CommandRequest):
         _run_command(sock, request)
     elif isinstance(request, wire.PythonRequest):
-        wire.send(sock, *_perform(request))
+        if request.tools:
+            _listen_for_calls(sock)
+        wire.send(sock, *_perform(request, lambda tool: _report_call(sock, tool)))
 
 
-def _perform(request: wire.PythonRequest) -> tuple[bytes, bytes]:
-    """What a Python operation leaves: the kind of its frame, and the body."""
+def _listen_for_calls(sock: socket) -> None:
+    """Give the supervisor a socket that listens in the work folder: whoever calls a tool connects to that.
+
+    Nothing of the operation's has run yet. Later the supervisor takes no descriptor from us any more.
+    """
+    listener = type(sock)(AF_UNIX, SOCK_STREAM)
+    listener.bind(tools.SOCKET)
+    listener.listen(_BACKLOG)
+    wire.send_descriptor(sock, wire.TOOLS, b"", listener.fileno())
+    listener.close()
+
+
+def _report_call(sock: socket, tool: str) -> None:
+    """No tool is granted, so nobody listens: say what was called all the same."""
+    wire.send(sock, wire.NOT_GRANTED, tool[:_NAME_MAX].encode("utf-8", "replace"))
+
+
+def _perform(request: wire.PythonRequest, refused: Callable[[str], None] | None = None) -> tuple[bytes, bytes]:
+    """What a Python operation leaves: the kind of its frame, and the body. ``refused`` is for `tools.Tools`."""
     os.environ.update(_BASE_ENVIRONMENT, **dict(request.env))
     try:
         _install_files(request)
         module = _load(request.code, request.file)
-        result = _call(_runnable(module), request.params.decode(), request.inputs.decode())
+        offered = {
+            "params": lambda: json.loads(request.params.decode()),
+            "inputs": lambda: json.loads(request.inputs.decode()),
+            "tools": lambda: tools.Tools(refused),
+        }
+        result = _call(_runnable(module), offered)
         return wire.VALUE, _encode(result, request.result_max)
     except BaseException as error:  # noqa: BLE001 - whatever the operation raises is its outcome
         return wire.ERROR, json.dumps(_describe(error, request.file)).encode()
@@ -108,28 +138,11 @@ def _runnable(module: ModuleType) -> Callable[..., Any]:
     return function
 
 
-def _call(function: Callable[..., Any], params: str, inputs: str) -> Any:
+def _call(function: Callable[..., Any], offered: dict[str, Callable[[], Any]]) -> Any:
     code = function.__code__
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    offered: dict[str, Callable[[], Any]] = {
-        "params": lambda: json.loads(params),
-        "inputs": lambda: json.loads(inputs),
-        "tools": Tools,
-    }
     every = bool(code.co_flags & 0x08)  # CO_VARKEYWORDS
     return function(**{name: make() for name, make in offered.items() if every or name in names})
-
-
-class Tools:
-    """The tools an operation may call: none, for nothing can grant one yet."""
-
-    def list(self) -> list[str]:
-        """The names of the tools this operation may call."""
-        return []
-
-    def call(self, tool: str, /, **_arguments: Any) -> Any:
-        """Refuse: no tool is granted."""
-        raise PermissionError(f"tool {tool!r} is not granted")
 
 
 def _encode(result: Any, most: int) -> bytes:
@@ -190,6 +203,7 @@ def _run_command(sock: socket, request: wire.CommandRequest) -> None:
     os.environ.update(environment)
     if request.terminal:
         _take_terminal()
+    _listen_for_calls(sock)
     try:
         main = os.posix_spawnp(request.argv[0], list(request.argv), environment)
     except OSError as error:

@@ -7,7 +7,9 @@ obeys the strictest verdict (seccomp(2)), so the list is applied in two parts:
   inherited, because it costs more to install than to have.
 * `lock_program`: the list again for the calls in `_SETUP`, everything else allowed. The child's last step.
 
-After both, every call has exactly the verdict of `_verdicts`. A call that is allowed whatever its arguments are is
+`network_program` goes between them in the egress proxy, which is no child: it takes more away.
+
+After the two, every call has exactly the verdict of `_verdicts`. A call that is allowed whatever its arguments are is
 decided without reading them, so that the kernel remembers it (the bitmap of Linux 5.11) and runs no program for it.
 
 Verdicts: allowed · EPERM: known and refused · ENOSYS: unknown to our table, and clone3 and openat2, whose arguments lie
@@ -222,6 +224,11 @@ _SETUP: Final = _names(
 )
 """What only our own code in the zygote and in a child that is being set up may do: `lock_program` takes it away."""
 
+_NOT_OF_THE_NETWORK: Final = _names(
+    "execve execveat fork vfork kill listen pidfd_send_signal rt_sigqueueinfo rt_tgsigqueueinfo socketpair",
+    "tgkill tkill",
+)
+
 # clone(2), linux/sched.h: an unsigned long of which the kernel uses the lower half. The bit of CLONE_NEWTIME belongs to
 # the number of the exit signal here, and no signal has it.
 _NEW_NAMESPACE: Final = (
@@ -234,6 +241,8 @@ _NEW_NAMESPACE: Final = (
     | 0x4000_0000  # CLONE_NEWNET
     | 0x0000_0080  # CLONE_NEWTIME
 )
+
+_CLONE_THREAD: Final = 0x0001_0000
 
 # socket(2): three ints. The type carries two flags, equal on both architectures.
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
@@ -319,10 +328,13 @@ def _socket_type(*types: int, allowed: Code = _ALLOW) -> Code:
     return _argument(1, dict.fromkeys(types, allowed), _EPERM, mask=_SOCK_TYPE)
 
 
+_INTERNET: Final = _socket_type(_SOCK_STREAM, _SOCK_DGRAM, allowed=_one_of(2, (0, _IPPROTO_TCP, _IPPROTO_UDP)))
+
+
 def _socket() -> Code:
     """Unix streams; TCP and UDP, which reach as far as the network namespace does."""
-    internet = _socket_type(_SOCK_STREAM, _SOCK_DGRAM, allowed=_one_of(2, (0, _IPPROTO_TCP, _IPPROTO_UDP)))
-    return _argument(0, {_AF_UNIX: _socket_type(_SOCK_STREAM), _AF_INET: internet, _AF_INET6: internet}, _EPERM)
+    families = {_AF_UNIX: _socket_type(_SOCK_STREAM), _AF_INET: _INTERNET, _AF_INET6: _INTERNET}
+    return _argument(0, families, _EPERM)
 
 
 _OWN_PROCESS: Final = _one_of(0, (0,))
@@ -389,6 +401,18 @@ def zygote_program(arch: str, *, memfd: bool) -> bytes:
     """
     beside = _SETUP | {"memfd_create"} if memfd else _SETUP
     return _program(arch, _verdicts(arch) | _allow(arch, beside), _ENOSYS)
+
+
+def network_program(arch: str) -> bytes:
+    """What a process that only speaks to the network does not need: local sockets, programs, processes, to be a server.
+
+    Only good beside `zygote_program` and before `lock_program`, for it allows everything else.
+    """
+    refused = _NOT_OF_THE_NETWORK & NUMBERS[arch].keys()
+    verdicts: dict[int, Code] = {NUMBERS[arch][name]: _EPERM for name in refused}
+    verdicts[NUMBERS[arch]["clone"]] = _any_bit(0, _CLONE_THREAD, _ALLOW, _EPERM)
+    verdicts[NUMBERS[arch]["socket"]] = _argument(0, {_AF_INET: _INTERNET, _AF_INET6: _INTERNET}, _EPERM)
+    return _program(arch, verdicts, _ALLOW)
 
 
 def lock_program(arch: str) -> bytes:

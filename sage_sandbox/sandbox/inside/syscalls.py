@@ -71,6 +71,7 @@ SECCOMP_MODE_FILTER = 2
 SECURE_ALL = 0b1110_1111
 
 LANDLOCK_RULE_PATH_BENEATH = 1
+LANDLOCK_RULE_NET_PORT = 2
 RENAME_NOREPLACE = 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -226,6 +227,13 @@ def landlock_add_path(ruleset: int, fd: int, access: int) -> None:
     """landlock_add_rule(2): allow ``access`` beneath what ``fd`` is open on."""
     rule = struct.pack("=Qi", access, fd)
     result = _syscall(_long(445), ruleset, LANDLOCK_RULE_PATH_BENEATH, rule, ctypes.c_uint(0))
+    _checked(result, "landlock_add_rule")
+
+
+def landlock_add_port(ruleset: int, port: int, access: int) -> None:
+    """landlock_add_rule(2), Linux 6.7: allow ``access`` to a TCP port."""
+    rule = struct.pack("=QQ", access, port)
+    result = _syscall(_long(445), ruleset, LANDLOCK_RULE_NET_PORT, rule, ctypes.c_uint(0))
     _checked(result, "landlock_add_rule")
 
 

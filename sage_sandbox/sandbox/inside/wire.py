@@ -21,12 +21,15 @@ _FD = struct.Struct("=i")
 DOWN_MAX = 1 << 27
 
 # What a child sends: the first byte of a frame.
+LISTENER = b"L"  # empty body; the socket that the egress proxy accepts on comes with it
 WORK_FOLDER = b"W"  # empty body; a descriptor of the work folder's root comes with it
 READY = b"R"  # every step applied; body: JSON object of capabilities
 REFUSED = b"F"  # a step failed; body: JSON [step, errno, message]
 VALUE = b"V"  # python: what run() returned; body: JSON
 ERROR = b"E"  # python: what it raised; body: JSON object
 EXITED = b"X"  # command: how it ended; body: EXIT_STATUS
+TOOLS = b"T"  # before any code of the operation's; empty body; the socket that listens for its tool calls comes with it
+NOT_GRANTED = b"N"  # python, where no tool is granted: one that it called; body: the name
 
 ORDER = struct.Struct(">BII")
 """What a supervisor sends a zygote that stands: SPAWN, a serial and descriptors, or MAP, an owner's uid and gid."""
@@ -60,6 +63,8 @@ TMP = "/tmp"  # noqa: S108
 SHARED_MEMORY = "/dev/shm"  # noqa: S108
 BOX = "/sandbox/work"
 """Where ``box`` appears inside. Its parent is the zygote's: a Landlock rule there covers what is mounted below."""
+PROGRAMS = "/sandbox/bin"
+"""Programs of ours, which operations find on their PATH."""
 
 
 class Namespaces(NamedTuple):
@@ -67,6 +72,12 @@ class Namespaces(NamedTuple):
 
     network: bool
     pantry: bool
+
+
+class Listen(NamedTuple):
+    """A listener at ``port`` of the child's own loopback, passed out: beyond it stands the egress proxy."""
+
+    port: int
 
 
 class Work(NamedTuple):
@@ -158,13 +169,17 @@ class Powerless(NamedTuple):
 
 
 class Landlock(NamedTuple):
-    """The zygote's ruleset, or one for an ``own`` root and its ``writable`` paths; ``files`` are no folders."""
+    """The zygote's ruleset, or one for an ``own`` root and its ``writable`` paths; ``files`` are no folders.
+
+    ``network`` leaves TCP alone; else ``port`` is the only one that can be connected to, 0 for none.
+    """
 
     own: bool
     root: str
     writable: tuple[str, ...]
     files: tuple[str, ...]
     network: bool
+    port: int
 
 
 class Restrict(NamedTuple):
@@ -180,15 +195,15 @@ class SelfCheck(NamedTuple):
 
 
 Step = (
-    Namespaces | Work | OwnRoot | Place | Attach | Proc | Pivot | Identity | Descriptors | Defaults | Rlimits |
-    Powerless | Landlock | Restrict | Seccomp | SelfCheck
+    Namespaces | Listen | Work | OwnRoot | Place | Attach | Proc | Pivot | Identity | Descriptors | Defaults |
+    Rlimits | Powerless | Landlock | Restrict | Seccomp | SelfCheck
 )  # fmt: skip
 
 STEPS: dict[str, type[Step]] = {
     kind.__name__: kind
     for kind in (
-        Namespaces, Work, OwnRoot, Place, Attach, Proc, Pivot, Identity, Descriptors, Defaults, Rlimits, Powerless,
-        Landlock, Restrict, Seccomp, SelfCheck,
+        Namespaces, Listen, Work, OwnRoot, Place, Attach, Proc, Pivot, Identity, Descriptors, Defaults, Rlimits,
+        Powerless, Landlock, Restrict, Seccomp, SelfCheck,
     )
 }  # fmt: skip
 
@@ -217,7 +232,7 @@ class Foundation(NamedTuple):
 
 
 class PythonRequest(NamedTuple):
-    """Source text to run, and what it is called with (JSON text)."""
+    """Source text to run, and what it is called with (JSON text). ``tools``: some are granted."""
 
     code: str
     file: str
@@ -226,6 +241,7 @@ class PythonRequest(NamedTuple):
     inputs: bytes
     env: tuple[tuple[str, str], ...]
     result_max: int
+    tools: bool
 
 
 class CommandRequest(NamedTuple):

@@ -54,7 +54,7 @@ def _prepare(foundation: wire.Foundation) -> child.Inheritance:
     proc = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
     _go_first(proc)
     pantry = namespaces.lay_foundation(foundation, proc)
-    everyone = wire.Landlock(own=False, root="", writable=(), files=(), network=False)
+    everyone = wire.Landlock(own=False, root="", writable=(), files=(), network=False, port=0)
     ruleset = landlock.build(foundation.landlock_abi, foundation.devices, everyone)
     idmaps: dict[tuple[int, int], int] = {}
     if foundation.privileged:

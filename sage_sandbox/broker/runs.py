@@ -1,0 +1,121 @@
+"""The runs that a broker serves: what each registered, and what its token opens."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sage_sandbox.broker.frames import BadFrame
+from sage_sandbox.policy import grants_tool
+from sage_sandbox.toolservers.definition import Server, from_document
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What a coordinator says of its run. ``servers`` are approved; nothing in them is expanded yet.
+
+    ``grants`` are tool patterns by operation (``phase/operation``), ``values`` what the variables of the definitions
+    stand for, ``environ`` what a server that is started gets besides its own. Of the servers in ``shared`` a session
+    serves all runs. ``audit_key`` (hex) is empty where nothing is written down.
+    """
+
+    token: str
+    run: str
+    feature: str
+    project: str
+    grants: Mapping[str, tuple[str, ...]]
+    servers: tuple[Server, ...]
+    values: Mapping[str, str]
+    environ: Mapping[str, str]
+    shared: tuple[str, ...] = ()
+    audit_key: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """As it goes over the socket."""
+        return {
+            "token": self.token,
+            "run": self.run,
+            "feature": self.feature,
+            "project": self.project,
+            "grants": {operation: list(patterns) for operation, patterns in self.grants.items()},
+            "servers": [server.document() for server in self.servers],
+            "values": dict(self.values),
+            "environ": dict(self.environ),
+            "shared": list(self.shared),
+            "auditKey": self.audit_key,
+        }
+
+
+def read_registration(raw: Mapping[str, Any]) -> Registration:
+    """As it came over the socket, from a process of ours; BadFrame if it did not."""
+    try:
+        return Registration(
+            token=raw["token"],
+            run=raw["run"],
+            feature=raw["feature"],
+            project=raw["project"],
+            grants={operation: tuple(patterns) for operation, patterns in raw["grants"].items()},
+            servers=tuple(from_document(server) for server in raw["servers"]),
+            values=raw["values"],
+            environ=raw["environ"],
+            shared=tuple(raw["shared"]),
+            audit_key=raw["auditKey"],
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise BadFrame(f"a registration lacks something: {error}") from error
+
+
+@dataclass(eq=False, slots=True)
+class Run:
+    """A registered run: ``tell`` passes an event to its coordinator."""
+
+    registration: Registration
+    tell: Callable[[Mapping[str, Any]], None]
+    servers: Mapping[str, Server] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.servers = {server.name: server for server in self.registration.servers}
+
+    def may(self, operation: str, tool: str) -> bool:
+        """Whether this operation was granted the tool."""
+        return grants_tool(self.registration.grants.get(operation, ()), tool)
+
+    def granted_servers(self, operation: str) -> tuple[Server, ...]:
+        """The servers of which the operation was granted anything."""
+        patterns: Iterable[str] = self.registration.grants.get(operation, ())
+        names = dict.fromkeys(pattern.partition("/")[0] for pattern in patterns)
+        return tuple(self.servers[name] for name in names if name in self.servers)
+
+
+class Runs:
+    """The runs by token. Tokens are looked up by their digest: how long that takes says nothing about them."""
+
+    def __init__(self) -> None:
+        self._runs: dict[bytes, Run] = {}
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __iter__(self) -> Any:
+        return iter(tuple(self._runs.values()))
+
+    def add(self, run: Run) -> None:
+        """Serve a run. BadFrame if its token is somebody's already."""
+        key = _digest(run.registration.token)
+        if key in self._runs or len(run.registration.token) < 32:
+            raise BadFrame("that token cannot be used")
+        self._runs[key] = run
+
+    def remove(self, run: Run) -> None:
+        """Serve it no more."""
+        self._runs.pop(_digest(run.registration.token), None)
+
+    def find(self, token: object) -> Run | None:
+        """The run that has this token."""
+        return self._runs.get(_digest(token)) if isinstance(token, str) else None
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()

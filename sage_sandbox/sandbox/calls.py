@@ -1,0 +1,47 @@
+"""A tool call on its way out of a sandbox: what was asked for, what came back, and who may carry it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a child asked for, already parsed and checked for size, depth and nodes.
+
+    ``tool`` is ``server/tool`` and matches ``^[A-Za-z0-9_.-]{1,64}/[A-Za-z0-9_./-]{1,128}$``; ``arguments`` is the text
+    of a JSON object, at most 1 MiB.
+    """
+
+    tool: str
+    arguments: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a call: ``value`` is JSON text, at most 16 MiB; ``error`` one line for the child.
+
+    ``kind`` is empty, "denied", "tool" (the tool said no), "transport" or "cancelled".
+    """
+
+    ok: bool
+    value: bytes = b"null"
+    error: str = ""
+    kind: str = ""
+    retryable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """A tool as its server describes it; ``input_schema`` is JSON text."""
+
+    name: str
+    description: str
+    input_schema: bytes
+
+
+CallHandler = Callable[[Call], Answer]
+"""May block; is called in a thread of the supervisor's process; must not raise."""
+Lister = Callable[[], tuple[ToolSpec, ...]]
+"""The tools that an operation was granted."""
