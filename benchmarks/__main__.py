@@ -50,7 +50,10 @@ def main() -> int:
     """Ask what was asked for, one question after the other."""
     reader = argparse.ArgumentParser(prog="python -m benchmarks", description="what sage-sandbox costs, beside floors")
     reader.add_argument("--quick", action="store_const", dest="scale", const="quick", help="fewer and smaller rounds")
-    reader.add_argument("--scale", choices=SCALES, default="full", help=argparse.SUPPRESS)
+    reader.add_argument("--scale", choices=SCALES, help=argparse.SUPPRESS)
+    reader.set_defaults(
+        scale="full"
+    )  # two options that share it: the first one's default would be taken, which is none
     reader.add_argument("--only", action="append", choices=names(), metavar="NAME", help=f"one of {', '.join(names())}")
     reader.add_argument("--json", type=Path, metavar="FILE", help="write all answers there, too")
     reader.add_argument("--lines", action="store_true", help="print each answer as a line of JSON when it is there")
