@@ -76,11 +76,13 @@ async def program_transport(
         try:
             yield heard, said
         finally:
-            with anyio.CancelScope(shield=True):
-                await _end(process)
-            tasks.cancel_scope.cancel()
-            for stream in (heard_in, heard, said, said_out):
-                stream.close()
+            try:
+                with anyio.CancelScope(shield=True):
+                    await _end(process)
+            finally:
+                tasks.cancel_scope.cancel()
+                for stream in (heard_in, heard, said, said_out):
+                    stream.close()
 
 
 async def _hear(
@@ -144,15 +146,17 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     """Stop speaking, then ask, then kill: the program and all it started in its group."""
     assert process.stdin is not None
     process.stdin.close()
-    for number in (None, signal.SIGTERM, signal.SIGKILL):
-        if number is not None:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, number)
-        if await _has_ended(process):
-            break
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)  # what it left behind
-    process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - else it stays open as long as a grandchild holds a pipe
+    try:
+        for number in (None, signal.SIGTERM, signal.SIGKILL):
+            if number is not None:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, number)
+            if await _has_ended(process):
+                break
+    finally:  # also where a second cancellation comes, which no scope of anyio keeps out: then there is no more waiting
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # what it left behind
+        process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - else it stays open as long as a grandchild holds a pipe
 
 
 async def _has_ended(process: asyncio.subprocess.Process) -> bool:
