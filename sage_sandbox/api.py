@@ -457,7 +457,11 @@ def _open_journal(how: How, feature: str) -> tuple[Journal, str]:
 
     _check_place(how.project, feature)
     place = project_place(how.project, how.env)
-    keys = open_keys(how.env, place, ask_passphrase=how.ask_passphrase)
+    try:
+        keys = open_keys(how.env, place, ask_passphrase=how.ask_passphrase)
+    except BaseException:
+        place.folder.close()
+        raise
     try:
         return Journal.open(how.project, place, feature, keys, known_values(how.env))
     except Locked as error:

@@ -85,7 +85,8 @@ async def open_record(registration: Registration) -> Record:
 def _open_log(registration: Registration) -> AuditLog:
     project = Path(registration.project)
     place = project_place(project)
-    return open_audit(project, place, bytes.fromhex(registration.audit_key))[0]
+    with place.folder:
+        return open_audit(project, place, bytes.fromhex(registration.audit_key))[0]
 
 
 class _Record:

@@ -9,7 +9,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -88,6 +88,7 @@ class Journal:
         self.audit_key = b""
         """What the audit log is authenticated with: the broker writes in it, too."""
         self._project = project
+        self._place = place
         self._store = store
         self._audit = audit
         self._scrubber = Scrubber(secrets_known)
@@ -100,13 +101,16 @@ class Journal:
     def open(
         cls, project: Path, place: ProjectPlace, feature: str, keys: Keys, secrets_known: Sequence[str] = ()
     ) -> tuple[Journal, str]:
-        """Take the lock; the journal, and what to say about where the audit log is. Locked, StateUnwritable."""
-        store = RunStore.open(project, place, feature, keys)
-        try:
+        """Take the lock; the journal, and what to say about where the audit log is. Locked, StateUnwritable.
+
+        The place's folder is the journal's from then on, and closed with it; it is closed where this raises, too.
+        """
+        with ExitStack() as opened:
+            opened.callback(place.folder.close)
+            store = RunStore.open(project, place, feature, keys)
+            opened.callback(store.close)
             audit, notice = open_audit(project, place, keys.audit_key(place.id))
-        except BaseException:
-            store.close()
-            raise
+            opened.pop_all()
         journal = cls(project, place, store, audit, secrets_known)
         journal.audit_key = keys.audit_key(place.id)
         return journal, notice
@@ -282,6 +286,7 @@ class Journal:
             self._audit.close()
         finally:
             self._store.close()
+            self._place.folder.close()
 
     # -- inside --------------------------------------------------------------------------------------------------
 

@@ -219,10 +219,16 @@ class BrokerClient:
             except (OSError, Untrusted) as error:
                 if time.monotonic() >= until:
                     raise Hungup(f"the tool broker cannot be reached: {error}") from error
-            if cancel_fd >= 0 and select.select([cancel_fd], [], [], _POLL_S)[0]:
+            if _is_readable(cancel_fd, _POLL_S):
                 raise GivenUp
-            if cancel_fd < 0:
-                time.sleep(_POLL_S)
+
+
+def _is_readable(fd: int, wait_s: float) -> bool:
+    """Whether there is something to read within that time; never of a negative descriptor."""
+    poll = select.poll()
+    if fd >= 0:
+        poll.register(fd, select.POLLIN)
+    return bool(poll.poll(wait_s * 1000))
 
 
 def answer_of(said: Mapping[str, Any], value: bytes) -> Answer:

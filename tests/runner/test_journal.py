@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,13 +70,9 @@ def book(monkeypatch: pytest.MonkeyPatch) -> Book:
 
 @contextmanager
 def opened(project: Path, **options: Any) -> Iterator[Journal]:
-    place = project_place(project)
-    with place.folder:
-        journal, _ = Journal.open(project, place, "f", KEYS, **options)
-        try:
-            yield journal
-        finally:
-            journal.close()
+    journal, _ = Journal.open(project, project_place(project), "f", KEYS, **options)
+    with closing(journal):
+        yield journal
 
 
 @pytest.fixture

@@ -169,10 +169,14 @@ def wait_for(processes: Sequence[subprocess.Popen[bytes]], *, but: int = 0) -> l
     """Wait until so many processes are left; those."""
     until = time.monotonic() + BOUND_S
     with watched(processes) as left:
+        poll = select.poll()
+        for pidfd in left:
+            poll.register(pidfd, select.POLLIN)
         while len(left) > but:
-            ended, _, _ = select.select(list(left), [], [], max(0.0, until - time.monotonic()))
+            ended = poll.poll(max(0.0, until - time.monotonic()) * 1000)
             assert ended, f"{len(left)} processes go on after {BOUND_S} seconds"
-            for pidfd in ended:
+            for pidfd, _ in ended:
+                poll.unregister(pidfd)
                 left.pop(pidfd).wait()
         return list(left.values())
 
