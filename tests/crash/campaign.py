@@ -94,7 +94,8 @@ class Bench:
         result = self.harness.run(story.next(), trace=True, linger_s=LINGER_S)
         story.look(result)
         story.problems += [] if result.code == 0 else [result.stderr]
-        assert [] == story.end()
+        problems = story.end()
+        assert not problems, problems
         return result.calls
 
     def duration_s(self) -> float:

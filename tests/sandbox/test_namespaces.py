@@ -125,6 +125,21 @@ def test_a_read_grant_shows_the_folder_read_only_without_hidden_names(inside, pr
     } == seen  # fmt: skip
 
 
+@pytest.mark.parametrize("mode", ["read", "write", "write_through"])
+def test_beside_a_granted_folder_the_working_directory_is_the_project_and_empty(in_child, who, project, mode):
+    elsewhere = "/var/lib"  # as good as a project: not below a folder that is made anyway, as /tmp is
+    blueprint = compiled(who, elsewhere, Policy(**{mode: (str(project),)}))
+
+    def confined():
+        climbed(inherit(who, elsewhere), whole(blueprint))
+        return os.getcwd(), os.listdir("."), read(f"{project}/notes.txt"), attempt(os.mkdir, "/var/new")
+
+    *seen, refusal = in_child(confined)
+
+    assert [elsewhere, [], "of the project"] == seen
+    assert refusal in ("EROFS", "EACCES")
+
+
 def test_a_write_grant_is_staged_and_touches_nothing_outside(inside, project):
     seen = inside(Policy(write=(str(project),)), lambda: [
         attempt(write, "notes.txt"), attempt(write, "new"), read("notes.txt"), attempt(os.unlink, "notes.txt"),

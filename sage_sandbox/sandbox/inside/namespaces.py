@@ -423,11 +423,13 @@ def pivot(step: wire.Pivot) -> None:
     if step.root:
         os.chdir(step.root)
         _become_root()
-        sc.mount_setattr(sc.AT_FDCWD, "/", 0, READ_ONLY)
     foreign = set(os.listdir("/")) - set(step.entries)
     if foreign:
         raise OSError(errno.EBUSY, f"the host is still there: {min(foreign)}")
+    # Not before this is the root, where a link in a granted folder could lead out; and not after it is read-only.
     os.makedirs(step.cwd, 0o755, exist_ok=True)
+    if step.root:
+        sc.mount_setattr(sc.AT_FDCWD, "/", 0, READ_ONLY)
     os.chdir(step.cwd)
 
 
