@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -34,7 +34,7 @@ class PhaseResult:
     name: str
     status: PhaseStatus
     single: bool
-    operations: tuple[OperationResult, ...] = ()
+    operations: Sequence[OperationResult] = ()
     started_s: float | None = None
     duration_s: float = 0.0
     restored: bool = False

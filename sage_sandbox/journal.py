@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from sage_sandbox.audit.log import AuditLog, open_audit
+from sage_sandbox.deferred import Deferred
 from sage_sandbox.disk.files import Folder, sage_folder, unwritable
 from sage_sandbox.disk.places import ProjectPlace
 from sage_sandbox.document import OperationResult, PhaseResult, RunResult, metrics_document
@@ -360,7 +361,7 @@ def weigh(found: Found, workflow: Workflow, aside: Mapping[str, str] = MappingPr
 
 
 def _restored(phase_id: str, name: str, held: Checkpoint, *, single: bool) -> PhaseResult:
-    operations = tuple(OperationResult(operation, outcome) for operation, outcome in held.operations)
+    operations = Deferred(lambda: [OperationResult(operation, outcome) for operation, outcome in held.operations])
     status: PhaseStatus = held.outcome
     return PhaseResult(phase_id, name, status, single, operations, None, held.duration_s, restored=True)
 

@@ -11,9 +11,10 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from functools import cached_property
-from typing import Any, Final, Literal, TypeVar, overload
+from functools import partial
+from typing import Any, Final, Literal, TypeVar
 
+from sage_sandbox.deferred import Deferred
 from sage_sandbox.errors import StateCorrupted
 from sage_sandbox.outcome import Artifact, Attempt, Capabilities, Contact, Outcome, Violation
 from sage_sandbox.store.migrations import upgrade
@@ -294,49 +295,19 @@ def decode_checkpoint(payload: bytes, path: str, generation: int) -> Checkpoint:
             attempt=raw["attempt"],
             generation=generation,
             outcome=raw["outcome"],
-            operations=_Operations(raw.get("operations"), outcomes, results, path),
+            operations=Deferred(partial(_operations, raw.get("operations"), outcomes, results, path)),
             started_at=raw["timestamp"],
             completed_at=raw["completedAt"],
             duration_s=raw["metrics"]["duration"] / 1000,
         )
 
 
-class _Operations(Sequence[tuple[str, Outcome]]):
-    """The outcomes of a checkpoint that was read: a resume opens every checkpoint, and looks into few of them.
-
-    ``items`` is what is known of them, if a migration has decoded it; else it stands in ``line``.
-    """
-
-    def __init__(self, items: list[dict[str, Any]] | None, line: bytes, results: bytes, path: str) -> None:
-        self._items = items
-        self._line = line
-        self._results = results
-        self._path = path
-
-    @cached_property
-    def _decoded(self) -> tuple[tuple[str, Outcome], ...]:
-        with _naming("checkpoint", self._path):
-            items = _read_line(self._line)["operations"] if self._items is None else self._items
-            return tuple(_read_operations(items, self._results))
-
-    @overload
-    def __getitem__(self, index: int) -> tuple[str, Outcome]: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[tuple[str, Outcome], ...]: ...
-    def __getitem__(self, index: int | slice) -> tuple[str, Outcome] | tuple[tuple[str, Outcome], ...]:
-        return self._decoded[index]
-
-    def __iter__(self) -> Iterator[tuple[str, Outcome]]:
-        return iter(self._decoded)
-
-    def __len__(self) -> int:
-        return len(self._decoded)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and self._decoded == tuple(other)
-
-    def __hash__(self) -> int:
-        return hash(self._decoded)
+def _operations(
+    items: list[dict[str, Any]] | None, line: bytes, results: bytes, path: str
+) -> tuple[tuple[str, Outcome], ...]:
+    """The outcomes of a checkpoint; ``items`` is what is known of them if a migration has decoded the ``line``."""
+    with _naming("checkpoint", path):
+        return tuple(_read_operations(_read_line(line)["operations"] if items is None else items, results))
 
 
 def _read_line(line: bytes) -> Any:
