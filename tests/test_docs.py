@@ -17,7 +17,8 @@ from sage_sandbox.cli.main import VERBS, cli
 from sage_sandbox.errors import ExitCode
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / ".sage" / "README.md"])
+STARTER = ROOT / "sage_sandbox" / "projectfiles" / "starter"
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *STARTER.glob("*.md"), ROOT / ".sage" / "README.md"])
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -113,7 +114,7 @@ def test_no_page_names_a_folder_of_somebodys_machine():
 def test_documented_verbs_exist():
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     used = set(re.findall(r"sage-sandbox (?!-)([a-z]+)\b", text))
-    words = {"on", "itself", "runs", "is", "keeps", "run"}
+    words = {"on", "itself", "runs", "is", "keeps", "run", "workflow", "workflows", "installed"}
 
     assert used - words <= set(VERBS)
 
