@@ -18,7 +18,15 @@ from sage_sandbox.errors import ExitCode
 
 ROOT = Path(__file__).parents[1]
 STARTER = ROOT / "sage_sandbox" / "projectfiles" / "starter"
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *STARTER.glob("*.md"), ROOT / ".sage" / "README.md"])
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *STARTER.glob("*.md"),
+        ROOT / ".sage" / "README.md",
+        ROOT / "examples" / "tools" / "README.md",
+    ]
+)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -98,7 +106,11 @@ def test_the_template_of_the_readme_is_valid(tmp_path):
     assert sage.load(tmp_path / "t.yaml").name == "line-count"
 
 
-@pytest.mark.parametrize("template", sorted((ROOT / ".sage" / "templates").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "template",
+    sorted([*(ROOT / ".sage" / "templates").glob("*.yaml"), *(ROOT / "examples" / "tools").glob("*.yaml")]),
+    ids=lambda path: path.name,
+)
 def test_the_example_templates_are_valid(template):
     import sage_sandbox as sage
 
