@@ -33,7 +33,7 @@ PROTECTED_NAMES: Final = (
     ".pre-commit-config.yaml", ".husky", ".github/workflows", ".gitlab-ci.yml", ".npmrc", ".yarnrc*", ".pypirc",
     "pip.conf", "sitecustomize.py", "usercustomize.py", "*.pth", "conftest.py", ".tool-versions", "mise.toml",
     ".mise.toml", "claude.local.md", ".cursorrules", ".windsurfrules", ".clinerules", ".github/copilot-instructions.md",
-    "lefthook.yml", ".circleci", ".gdbinit", ".exrc", "head",
+    "lefthook.yml", ".circleci", ".gdbinit", ".exrc", "head", ".agents",
 )  # fmt: skip
 """Names a write never reaches, at any depth, compared by `fold`: what other programs run or obey unasked.
 

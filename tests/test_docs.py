@@ -17,7 +17,16 @@ from sage_sandbox.cli.main import VERBS, cli
 from sage_sandbox.errors import ExitCode
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / ".sage" / "README.md"])
+STARTER = ROOT / "sage_sandbox" / "projectfiles" / "starter"
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *STARTER.glob("*.md"),
+        ROOT / ".sage" / "README.md",
+        ROOT / "examples" / "tools" / "README.md",
+    ]
+)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -97,7 +106,11 @@ def test_the_template_of_the_readme_is_valid(tmp_path):
     assert sage.load(tmp_path / "t.yaml").name == "line-count"
 
 
-@pytest.mark.parametrize("template", sorted((ROOT / ".sage" / "templates").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "template",
+    sorted([*(ROOT / ".sage" / "templates").glob("*.yaml"), *(ROOT / "examples" / "tools").glob("*.yaml")]),
+    ids=lambda path: path.name,
+)
 def test_the_example_templates_are_valid(template):
     import sage_sandbox as sage
 
@@ -113,7 +126,7 @@ def test_no_page_names_a_folder_of_somebodys_machine():
 def test_documented_verbs_exist():
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     used = set(re.findall(r"sage-sandbox (?!-)([a-z]+)\b", text))
-    words = {"on", "itself", "runs", "is", "keeps", "run"}
+    words = {"on", "itself", "runs", "is", "keeps", "run", "workflow", "workflows", "installed"}
 
     assert used - words <= set(VERBS)
 

@@ -188,7 +188,7 @@ def test_the_installed_package_brings_its_data():
     wanted = {
         path.relative_to(source).as_posix()
         for path in source.rglob("*")
-        if path.is_file() and path.suffix in (".py", ".yaml", ".json", ".txt", ".md", ".typed")
+        if path.is_file() and path.suffix in (".py", ".yaml", ".json", ".txt", ".md", ".toml", ".typed")
     }
 
     assert wanted - shipped == set()

@@ -38,6 +38,7 @@ VERBS: Final = {
         "sage_sandbox.cli.doctor", "Say which kernel features are here, what each gives, and how to get the others."
     ),
     "exec": Verb("sage_sandbox.cli.exec", "Run one command in the sandbox.", confines=True),
+    "init": Verb("sage_sandbox.cli.init", "Write what a project needs: .sage/, and what editors and agents expect."),
     "list": Verb(
         "sage_sandbox.cli.list", "List the runs of this project: feature, status, progress, phase, start, template."
     ),

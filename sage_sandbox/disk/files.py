@@ -87,9 +87,9 @@ class Folder:
                 folder = folder._next(name, make=make)
         return folder
 
-    def read(self, name: str, most: int) -> bytes:
-        """The bytes of a file, of which there may be ``most``."""
-        fd = self.open_file(name, os.O_RDONLY)
+    def read(self, name: str, most: int, *, shared: bool = False) -> bytes:
+        """The bytes of a file, of which there may be ``most``. ``shared``: others may write to it, too."""
+        fd = self.open_file(name, os.O_RDONLY, shared=shared)
         try:
             # A file without end is refused before it is read, one that grows meanwhile as soon as it is too large.
             size = os.fstat(fd).st_size
@@ -100,7 +100,7 @@ class Folder:
             raise _untrusted(self._of(name), f"is larger than {_spell_size(most)}")
         return data
 
-    def open_file(self, name: str, flags: int, mode: int = 0o600) -> int:
+    def open_file(self, name: str, flags: int, mode: int = 0o600, *, shared: bool = False) -> int:
         """Open a file that is kept open (a lock, a log); with ``O_CREAT`` it may be made."""
         if flags & os.O_TRUNC:
             raise ValueError("O_TRUNC acts before anything is checked")
@@ -112,7 +112,7 @@ class Folder:
             raise
         try:
             found = os.fstat(fd)
-            self._check_file(name, found)
+            self._check_file(name, found, shared=shared)
             if flags & os.O_CREAT and mode & ~found.st_mode:
                 os.fchmod(fd, mode)  # a umask may take away even what the owner needs
         except BaseException:
@@ -120,7 +120,7 @@ class Folder:
             raise
         return fd
 
-    def write_new(self, name: str, data: bytes, *, durable: bool = True) -> None:
+    def write_new(self, name: str, data: bytes, *, durable: bool = True, mode: int = 0o600) -> None:
         """Put a file in place, whole or not at all; the folder is not fsynced. OSError: what was there is still there.
 
         Not ``durable``: a power cut may leave it torn, so only for what its reader can tell to be whole and do without.
@@ -131,7 +131,7 @@ class Folder:
         temporary = f"{_single(name)}.{os.urandom(4).hex()}.tmp"
         fd = self.open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
-            _write_all(fd, data, durable=durable)
+            _write_all(fd, data, mode, durable=durable)
             self.rename(temporary, self, name)
         except BaseException:
             with suppress(OSError):
@@ -224,12 +224,12 @@ class Folder:
         finally:
             os.close(fd)
 
-    def _check_file(self, name: str, found: os.stat_result) -> None:
+    def _check_file(self, name: str, found: os.stat_result, *, shared: bool) -> None:
         if not stat.S_ISREG(found.st_mode):
             raise _untrusted(self._of(name), NOT_REGULAR)
         if found.st_nlink > 1:  # 0: replaced since it was opened, and whole
             raise _untrusted(self._of(name), MORE_NAMES)
-        _check_owned(found, self._of(name))
+        _check_owned(found, self._of(name), shared=shared)
 
     def _is_regular(self, name: str) -> bool:
         return stat.S_ISREG(os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mode)
@@ -254,10 +254,10 @@ def _untrusted(path: str, reason: str) -> Untrusted:
     return Untrusted(f"{path} {reason}", "", path, reason)
 
 
-def _check_owned(found: os.stat_result, path: str) -> None:
+def _check_owned(found: os.stat_result, path: str, *, shared: bool = False) -> None:
     if found.st_uid != os.geteuid():
         raise _untrusted(path, ANOTHER_USER)
-    if found.st_mode & _OTHERS_WRITE:
+    if not shared and found.st_mode & _OTHERS_WRITE:
         raise _untrusted(path, WRITABLE)
 
 
@@ -282,8 +282,10 @@ def _read_at_most(fd: int, expected: int, most: int) -> bytes:
     return data
 
 
-def _write_all(fd: int, data: bytes, *, durable: bool) -> None:
+def _write_all(fd: int, data: bytes, mode: int, *, durable: bool) -> None:
     try:
+        if mode != 0o600:
+            os.fchmod(fd, mode)
         left = memoryview(data)
         while left:
             left = left[os.write(fd, left) :]

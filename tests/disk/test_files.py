@@ -625,3 +625,21 @@ class TestErrors:
         assert said.message == f"state cannot be written: /p: {reason}"
         assert said.path == "/p"
         assert "--no-state" in said.hint
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_what_others_may_write_is_read_where_that_does_not_matter(tmp_path, mode):
+    path = tmp_path / "f"
+    path.write_text("x")
+    path.chmod(mode)
+    with Folder.given(tmp_path) as folder:
+        assert folder.read("f", MOST, shared=True) == b"x"
+        with pytest.raises(Untrusted):
+            folder.read("f", MOST)
+
+
+def test_a_file_is_put_in_place_with_its_mode(tmp_path):
+    with Folder.given(tmp_path) as folder:
+        folder.write_new("f", b"x", mode=0o664)
+
+    assert mode_of(tmp_path / "f") == 0o664

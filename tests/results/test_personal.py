@@ -8,7 +8,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sage_sandbox.results.personal import KINDS, MARGIN, Cleaner, cleaned, has_iban_digits, has_luhn_digit, may_hold
+from sage_sandbox.results.personal import (
+    KINDS,
+    MARGIN,
+    Cleaner,
+    cleaned,
+    have_iban_digits,
+    have_luhn_digits,
+    may_hold,
+)
 from sage_sandbox.results.scrub import NOTHING, Scrubber
 from sage_sandbox.results.shapes import compiled
 
@@ -98,6 +106,54 @@ def test_many_kinds_stand_side_by_side() -> None:
     assert {} == cleaner.found
 
 
+def has_luhn_digit(card: str) -> bool:
+    (right,) = have_luhn_digits([card])
+    return bool(right)
+
+
+def has_iban_digits(iban: str) -> bool:
+    (right,) = have_iban_digits([iban])
+    return bool(right)
+
+
+def luhn_by_the_book(card: str) -> bool:
+    digits = [int(digit) for digit in reversed(card) if digit.isdigit()]
+    doubled = [sum(divmod(2 * digit, 10)) for digit in digits[1::2]]
+    return (sum(digits[::2]) + sum(doubled)) % 10 == 0
+
+
+def iban_by_the_book(iban: str) -> bool:
+    plain = iban.replace(" ", "")
+    return int("".join(str(int(character, 36)) for character in plain[4:] + plain[:4])) % 97 == 1
+
+
+NUMBERS = st.from_regex(r"[2-6][0-9]{12,18}|[2-6][0-9]{3}([ -][0-9]{4}){3}", fullmatch=True)
+ACCOUNTS = st.from_regex(r"[A-Z]{2}[0-9]{2}([A-Z0-9]{11,29}|( [A-Z0-9]{4}){3,6}( [A-Z0-9]{1,3})?)", fullmatch=True)
+
+
+@given(st.lists(NUMBERS | st.sampled_from(CARDS), min_size=1, max_size=40))
+def test_many_cards_are_checked_as_one_is(cards: list[str]) -> None:
+    assert [luhn_by_the_book(card) for card in cards] == [bool(right) for right in have_luhn_digits(cards)][
+        : len(cards)
+    ]
+
+
+@given(st.lists(ACCOUNTS | st.sampled_from(IBANS), min_size=1, max_size=20))
+def test_many_accounts_are_checked_as_one_is(ibans: list[str]) -> None:
+    assert [iban_by_the_book(iban) for iban in ibans] == [bool(right) for right in have_iban_digits(ibans)]
+
+
+@pytest.mark.parametrize(("name", "right", "wrong"), [
+    ("card", "4111111111111111", "4111111111111112"), ("iban", "NO9386011117947", "NO9386011117948"),
+])  # fmt: skip
+@pytest.mark.parametrize("many", [15, 16, 4095, 4096, 4097])
+def test_of_very_many_the_right_ones_are_replaced(name: str, right: str, wrong: str, many: int) -> None:
+    kind = next(kind for kind in KINDS if kind.name == name)
+    said = [right if number % 3 else wrong for number in range(many)]
+
+    assert (", ".join(said).replace(right, f"[{name}]"), said.count(right)) == kind.replace(", ".join(said))
+
+
 @given(st.from_regex(r"[2-6][0-9]{15}", fullmatch=True))
 @example("4111111111111111")
 def test_one_digit_changed_is_no_card(digits: str) -> None:
@@ -172,7 +228,8 @@ def test_what_is_short_enough_is_not_cut() -> None:
 ATTACKS = [
     "@", "@a", "@a.", "a@", "a@a", "a@a.", "a.a", "a@b.cc", "alice@example.org ", "//a@", "@1.", "@-", "ü", "ü@ü.",
     "4111111111111111 ", "4111111111111112 ", "4111 ", "4111-1111-", "3782 822463 ", "4", "2", "6", "5",
-    "DE89", "DE89 ", "DE89 3704 0044 0532 0130 01 ", "NO00", "AAAA", "A1", "078-05-1120 ", "078-05-", "1-", "0-",
+    "DE89", "DE89 ", "GB82 ", "NO93 8601 1117 948 ",
+    "DE89 3704 0044 0532 0130 01 ", "NO00", "AAAA", "A1", "078-05-1120 ", "078-05-", "1-", "0-",
     "+", "+1", "+1 ", "+1(", "+4", "+49 ", "+4(0)", "(202) ", "(", "(0", "(030) ", "202-", "202.555.", "1 (202) 555-",
     "0", "01 ", "01.99.", "020 7946 ", "07700 ", "0171/", " ", "\n",
 ]  # fmt: skip

@@ -4,33 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import threading
-import time
-from pathlib import Path
 
 import pytest
 from brokered import registered
+from real_servers import program, serving_everything
 
 from sage_sandbox.cli.main import main
 from sage_sandbox.toolservers.definition import Server
-
-FOLDER = os.environ.get("SAGE_TEST_SERVERS", "")
-PLACES = {
-    "mcp-server-time": "py/bin/mcp-server-time",
-    "mcp-server-git": "py/bin/mcp-server-git",
-    "mcp-server-everything": "node_modules/.bin/mcp-server-everything",
-    "mcp-server-filesystem": "node_modules/.bin/mcp-server-filesystem",
-    "mcp-server-memory": "node_modules/.bin/mcp-server-memory",
-}
-
-
-def program(name):
-    path = Path(FOLDER, PLACES[name])
-    if not FOLDER or not path.exists():
-        pytest.skip(f"{name} is not installed: tox -e servers")
-    return str(path)
 
 
 def server(name, *args, program_name, **more):
@@ -48,29 +30,8 @@ def project(tmp_path):
 @pytest.fixture
 def everything_by_http():
     """server-everything behind an address of this machine."""
-    path = program("mcp-server-everything")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [path, "streamableHttp"],
-        env={**os.environ, "PORT": str(port)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        until = time.monotonic() + 30
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                assert time.monotonic() < until
-                time.sleep(0.05)
+    with serving_everything() as port:
         yield Server("everything", ".mcp.json", url=f"http://127.0.0.1:{port}/mcp")
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_time_speaks_the_newer_protocol(project):

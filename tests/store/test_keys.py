@@ -79,11 +79,11 @@ class Refusing(Folder):
         if act == self.act:
             raise OSError(self.number, os.strerror(self.number))
 
-    def open_file(self, name, flags, mode=0o600):
+    def open_file(self, name, flags, mode=0o600, *, shared=False):
         self._refuse("read" if flags == os.O_RDONLY else "lock")
         return super().open_file(name, flags, mode)
 
-    def write_new(self, name, data, *, durable=True):
+    def write_new(self, name, data, *, durable=True, mode=0o600):
         self._refuse("write")
         super().write_new(name, data)
 
