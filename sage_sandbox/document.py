@@ -212,6 +212,7 @@ def outcome_document(outcome: Outcome, *, with_result: bool = True) -> dict[str,
         "scrubbed": outcome.scrubbed,
         "calls": outcome.calls,
         "cachedMs": None if outcome.cached_s is None else _ms(outcome.cached_s),
+        "lacked": list(outcome.lacked),
         "cachedAnswers": [_cached_answer(answer) for answer in outcome.cached_answers],
         "attempts": [_attempt(attempt) for attempt in outcome.attempts],
     }

@@ -102,7 +102,8 @@ class Outcome:
     ``stderr`` are the last 64 KiB of each, raw. Durations are seconds, sizes bytes. ``scrubbed`` counts the secrets
     that were replaced in all of this by ``[secret:NAME]``, ``calls`` the tool calls that were carried out.
     ``cached_s`` is the age of an outcome that was not run for but found in the cache, else None; its durations are
-    those of the run that left it. ``cached_answers`` are those of tools that it was given in the place of a call.
+    those of the run that left it. ``cached_answers`` are those of tools that it was given in the place of a call,
+    ``lacked`` the tool servers from which it got neither an answer nor one of before.
     """
 
     status: Literal["fulfilled", "rejected"]
@@ -127,6 +128,7 @@ class Outcome:
     calls: int = 0
     cached_s: float | None = None
     cached_answers: tuple[CachedAnswer, ...] = ()
+    lacked: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:

@@ -216,6 +216,9 @@ class Runner:
         if self._journal is not None:
             self._journal.end(result)
         resumable = self._journal is not None and not result.ok
+        if lacked := _lacked(_failed(result.phases)):
+            saved = " · ✓ progress saved" if resumable else ""
+            self._tell(Notice("warning", f"External API unavailable ({lacked}) · no cached data stands in{saved}"))
         metrics = result.metrics
         self._tell(
             RunSettled(self.workflow_id, self._feature, result.status, metrics.duration_s, resumable, metrics.weight)
@@ -331,14 +334,15 @@ class Runner:
                 weight=weigh(_leaving(phases, keeps)),
             ),
             errors=tuple(_errors(self._workflow, phases, stop)),
-            hint="" if status == "completed" else self._hint(),
+            hint="" if status == "completed" else self._hint(_lacked(_failed(phases))),
             keeps=keeps,
         )
 
-    def _hint(self) -> str:
+    def _hint(self, lacked: str) -> str:
+        back = f"once {lacked} is back, " if lacked else ""
         if self._journal is None:
-            return "nothing was saved: run it again"
-        return f"resume it with: sage-sandbox resume {self._feature}"
+            return f"nothing was saved: {back}run it again"
+        return f"{back}resume it with: sage-sandbox resume {self._feature}"
 
 
 def _calls_saved(workflow: Workflow, phases: tuple[PhaseResult, ...]) -> tuple[int, int]:
@@ -355,7 +359,19 @@ def _calls_saved(workflow: Workflow, phases: tuple[PhaseResult, ...]) -> tuple[i
 
 def _lacks_a_service(phase: PhaseResult) -> bool:
     """Whether a phase failed for want of something that may be back later: its run is paused then, not failed."""
-    return any(operation.outcome.reason == "unavailable" for operation in phase.operations)
+    outcomes = (operation.outcome for operation in phase.operations)
+    return any(outcome.reason == "unavailable" or outcome.lacked for outcome in outcomes)
+
+
+def _failed(phases: Iterable[PhaseResult]) -> list[PhaseResult]:
+    """Those that came to an end after which nothing goes on."""
+    return [phase for phase in phases if phase.status == "failed"]
+
+
+def _lacked(phases: Iterable[PhaseResult]) -> str:
+    """The names of the tool servers for want of which operations of these phases were rejected."""
+    outcomes = (operation.outcome for phase in phases for operation in phase.operations)
+    return ", ".join(sorted({name for outcome in outcomes for name in outcome.lacked}))
 
 
 def _farewell(result: RunResult, *, saved: bool) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 
 from sage_sandbox.broker.client import CALL_S, BrokerClient, Line
@@ -46,8 +47,9 @@ class Caller:
         if self._client is None:
             return _NO_TOOLS
         notes = self._notes  # an answer may come when another operation runs
+        notes.begin(call.tool)
         answer = self._client.call(self._operation, call, timeout_s=timeout_s, cancel_fd=cancel_fd)
-        notes.add(call.tool, answer)
+        notes.end(call.tool, answer)
         return answer
 
     def noted(self, outcome: Outcome) -> Outcome:
@@ -77,18 +79,39 @@ class _Notes:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._cached: tuple[CachedAnswer, ...] = ()
+        self._lacked: set[str] = set()
+        self._open: Counter[str] = Counter()
 
-    def add(self, tool: str, answer: Answer) -> None:
-        """Note an answer; from any thread."""
-        if answer.cached_s is not None:
-            with self._lock:
+    def begin(self, tool: str) -> None:
+        """A call is under way; from any thread."""
+        with self._lock:
+            self._open[_server(tool)] += 1
+
+    def end(self, tool: str, answer: Answer) -> None:
+        """It is answered; from any thread."""
+        with self._lock:
+            self._open[_server(tool)] -= 1
+            if answer.cached_s is not None:
                 found = CachedAnswer(tool, answer.cached_s, answer.unavailable)
                 self._cached = merged_answers((*self._cached, found))
+            if answer.kind == "transport":
+                self._lacked.add(_server(tool))
 
     def noted(self, outcome: Outcome) -> Outcome:
-        """The outcome with that in it."""
+        """The outcome with that in it: what failed for want of a server may be whole once that is back."""
         with self._lock:
-            return replace(outcome, cached_answers=self._cached) if self._cached else outcome
+            lacked = set() if outcome.ok else set(self._lacked)
+            if outcome.reason == "timeout":
+                lacked |= {server for server, calls in self._open.items() if calls}
+            if not self._cached and not lacked:
+                return outcome
+            if lacked and outcome.reason == "error":
+                outcome = replace(outcome, reason="unavailable")
+            return replace(outcome, cached_answers=self._cached, lacked=tuple(sorted(lacked)))
+
+
+def _server(tool: str) -> str:
+    return tool.partition("/")[0]
 
 
 def _outcome(job: Job, answer: Answer, duration_s: float) -> Outcome:

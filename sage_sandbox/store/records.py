@@ -367,6 +367,7 @@ _NESTED: Final[Mapping[str, Callable[[Any], Any]]] = {
     "artifacts": lambda raw: tuple(_known(Artifact, item) for item in raw),
     "attempts": lambda raw: tuple(_known(Attempt, item) for item in raw),
     "written": tuple,
+    "lacked": tuple,
     "cached_answers": lambda raw: tuple(_known(CachedAnswer, item) for item in raw),
 }
 _DEFAULTS: Final[Mapping[str, Any]] = {
