@@ -24,13 +24,14 @@ class Violation:
 class Contact:
     """What the operation asked the egress proxy for: a host and port (empty and 0 where it was no request).
 
-    ``allowed``: let through, ``refused``: not, ``failed``: granted, but ``why`` says what came in between. ``allow`` is
-    the grant that would let it through, or empty. Bytes went out (``sent``) and came in, over so many ``times``.
+    ``allowed``: let through, ``refused``: not, ``failed``: granted, but ``why`` says what came in between. ``breaker``:
+    nothing was asked for, but what is known of the host changed: ``why`` is ``closed to open``. ``allow`` is the grant
+    that would let it through, or empty. Bytes went out (``sent``) and came in, over so many ``times``.
     """
 
     host: str
     port: int
-    verdict: Literal["allowed", "refused", "failed"]
+    verdict: Literal["allowed", "refused", "failed", "breaker"]
     why: str = ""
     allow: str = ""
     times: int = 0
