@@ -1,8 +1,8 @@
 """What the broker adds to a tool call, and whether calls that wait do so at the same time.
 
-A call over a warm stdio session, through the broker with and without an audit log, beside the session's own round trip:
-the protocol's SDK in this process with a server of the same kind. Then four calls of 0.45, 0.30, 0.40 and 0.20 s in one
-phase of a run, warm, whose sum is 1.35 s.
+A call over a warm stdio session, through the broker with and without an audit log, with its answer kept, and answered
+from what is kept, beside the session's own round trip: the protocol's SDK in this process with a server of the same
+kind. Then four calls of 0.45, 0.30, 0.40 and 0.20 s in one phase of a run, warm, whose sum is 1.35 s.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -27,6 +28,7 @@ from benchmarks.records import Aim, Row, row
 from benchmarks.script import main
 from benchmarks.subjects import KeptOpen
 from sage_sandbox.broker.client import BrokerClient
+from sage_sandbox.broker.runs import Keeping
 from sage_sandbox.brokering import Tools, needs_of
 from sage_sandbox.policy import Policy
 from sage_sandbox.runner import Runner
@@ -38,6 +40,8 @@ WAITS_S: Final = (0.45, 0.30, 0.40, 0.20)
 _PROGRAM: Final = str(Path(__file__).with_name("tool_server.py"))
 _SERVER: Final = Server("bench", "benchmark", sys.executable, (_PROGRAM,))
 _OWN, _PLAIN, _AUDITED = "the session's own round trip", "tool call", "tool call, audited"
+_KEPT, _CACHED = "tool call, its answer kept", "cached tool call"
+_KEEPING: Final = Keeping("ab" * 32, encrypt=True, ttl_s=3600.0)
 _TOGETHER: Final = "four tool calls that wait, the whole run"
 
 
@@ -82,9 +86,11 @@ class OwnSession:
 
 
 @contextmanager
-def _brokered(project: str, audit_key: bytes = b"", shared: Sequence[str] = ()) -> Iterator[BrokerClient]:
+def _brokered(
+    project: str, audit_key: bytes = b"", shared: Sequence[str] = (), keeping: Keeping | None = None
+) -> Iterator[BrokerClient]:
     needs = needs_of([_SERVER], {"a/b": ("bench/*",)}, os.environ, shared)
-    tools = Tools.open(project, needs, run="benchmark", feature="benchmark", audit_key=audit_key)
+    tools = Tools.open(project, needs, run="benchmark", feature="benchmark", audit_key=audit_key, keeping=keeping)
     client = BrokerClient(tools.line.path, tools.line.token)
     try:
         _call(client)
@@ -118,10 +124,14 @@ def measure(scale: Scale) -> Iterator[Row]:
         stack.callback(own.close)
         plain = stack.enter_context(_brokered(project))
         audited = stack.enter_context(_brokered(project, b"k" * 32))
+        kept = stack.enter_context(_brokered(project, keeping=_KEEPING))
+        cached = stack.enter_context(_brokered(project, keeping=replace(_KEEPING, first={"a/b": 3600.0})))
         arms: dict[str, Round] = {
             _OWN: lambda: own.calls(times),
             _PLAIN: each(lambda: _call(plain), times),
             _AUDITED: each(lambda: _call(audited), times),
+            _KEPT: each(lambda: _call(kept), times),
+            _CACHED: each(lambda: _call(cached), times),
         }
         taken = take_turns(arms, rounds)
     floor = taken.pop(_OWN)

@@ -8,7 +8,10 @@ import threading
 import time
 from typing import Any
 
-_TOOLS = [{"name": name, "inputSchema": {"type": "object"}} for name in ("echo", "wait")]
+_TOOLS = [
+    {"name": name, "inputSchema": {"type": "object"}, "annotations": {"readOnlyHint": True}}
+    for name in ("echo", "wait")
+]
 _lock = threading.Lock()
 
 

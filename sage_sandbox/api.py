@@ -19,6 +19,7 @@ from sage_sandbox.runner import FEATURE, Runner, parallel_limit, warm
 from sage_sandbox.workflow.definition import AskedLimits, Template, Workflow
 
 if TYPE_CHECKING:
+    from sage_sandbox.broker.runs import Keeping
     from sage_sandbox.brokering import Needs
     from sage_sandbox.document import RunResult
     from sage_sandbox.events import Observer
@@ -507,8 +508,22 @@ def _ask_cache(how: How, journal: Journal, runner: Runner, workflow: Workflow) -
     )
     with suppress(OSError):
         cache.whole = hint_of(Path(workflow.source))
-    runner.cached_by(cache)
+    runner.cached_by(cache, _keeping(journal, place.id, workflow, ttl_s))
     return ""
+
+
+def _keeping(journal: Journal, project_id: str, workflow: Workflow, ttl_s: float) -> Keeping:
+    """How answers of tools are kept: which operations ask for one first, or want none, their template says."""
+    from sage_sandbox.broker.runs import Keeping
+
+    operations = [(f"{phase.id}/{one.id}", one) for phase in workflow.phases for one in phase.operations]
+    first = {
+        name: ttl_s if one.cache_ttl_s is None else one.cache_ttl_s
+        for name, one in operations
+        if one.type == "mcp" and one.cache
+    }
+    never = tuple(name for name, one in operations if one.cache is False)
+    return Keeping(journal.keys.answers_key(project_id).hex(), journal.keys.encrypt, ttl_s, first, never)
 
 
 def _version() -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from sage_sandbox.broker.client import Connection, Hungup, Late, Line, specs_of
-from sage_sandbox.broker.runs import Registration
+from sage_sandbox.broker.runs import Keeping, Registration
 from sage_sandbox.broker.sockets import bind, connect, socket_name
 from sage_sandbox.disk.files import Folder, Untrusted
 from sage_sandbox.disk.locking import acquire
@@ -28,6 +28,7 @@ from sage_sandbox.disk.places import open_runtime, user_config
 from sage_sandbox.errors import SageError, UsageError
 from sage_sandbox.escaping import clip
 from sage_sandbox.events import Notice
+from sage_sandbox.observe.progress import ago
 from sage_sandbox.sandbox.calls import ToolSpec
 from sage_sandbox.toolservers.definition import Server
 
@@ -146,12 +147,14 @@ class Tools:
         run: str,
         feature: str,
         audit_key: bytes = b"",
+        keeping: Keeping | None = None,
         environ: Mapping[str, str] | None = None,
         tell: Tell = lambda _: None,
     ) -> Self:
         """Register a run with its project's broker, starting that if there is none. SageError.
 
-        ``tell`` is called from another thread with what happens to the servers.
+        ``keeping`` says how answers of tools are kept; None: none is. ``tell`` is called from another thread with what
+        happens to the servers.
         """
         environ = os.environ if environ is None else environ
         real = os.path.realpath(project)
@@ -166,6 +169,7 @@ class Tools:
             needs.environ,
             needs.shared,
             audit_key.hex(),
+            keeping,
         )
         folder = open_runtime(environ)
         try:
@@ -307,6 +311,8 @@ def notice_of(event: Mapping[str, Any]) -> Notice | None:
             return Notice("info", f"{server} is tried again with one call")
         case {"event": "breaker", "server": str(server), "after": "closed"}:
             return Notice("info", f"{server} is called again")
+        case {"event": "stale", "server": str(server), "ageS": int() | float() as age_s}:
+            return Notice("warning", f"External API unavailable ({server}) · ✓ using cached data from {ago(age_s)}")
         case {"event": "attempt", "operation": str(operation), "tool": str(tool), "error": str(error), "waitS": wait_s}:
             return Notice("info", f"{operation}: {tool} again in {wait_s} s: {error}")
         case {"event": "progress", "operation": str(operation), "tool": str(tool), "done": done, "total": total}:

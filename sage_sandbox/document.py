@@ -8,7 +8,7 @@ from typing import Any
 
 from sage_sandbox.errors import ExitCode
 from sage_sandbox.events import NOTHING, PhaseStatus, RunStatus, Weight
-from sage_sandbox.outcome import Attempt, Outcome, Reason
+from sage_sandbox.outcome import Attempt, CachedAnswer, Outcome, Reason
 from sage_sandbox.results.leaving import Handed, hand_back
 from sage_sandbox.results.personal import cleaned
 from sage_sandbox.results.tokens import tokens
@@ -212,7 +212,18 @@ def outcome_document(outcome: Outcome, *, with_result: bool = True) -> dict[str,
         "scrubbed": outcome.scrubbed,
         "calls": outcome.calls,
         "cachedMs": None if outcome.cached_s is None else _ms(outcome.cached_s),
+        "lacked": list(outcome.lacked),
+        "cachedAnswers": [_cached_answer(answer) for answer in outcome.cached_answers],
         "attempts": [_attempt(attempt) for attempt in outcome.attempts],
+    }
+
+
+def _cached_answer(answer: CachedAnswer) -> dict[str, Any]:
+    return {
+        "tool": answer.tool,
+        "ageMs": _ms(answer.age_s),
+        "unavailable": answer.unavailable,
+        "times": answer.times,
     }
 
 

@@ -220,7 +220,10 @@ class Journal:
             for contact in operation.outcome.contacts:
                 data = {"phase": result.id, "operation": operation.id, **asdict(contact)}
                 text = f"{contact.host}:{contact.port} {contact.verdict}" if contact.host else contact.why
-                self._audit.write("outside", text, run=self.run, feature=self.feature, data=data)
+                kind = "outside"
+                if contact.verdict == "breaker":
+                    kind, text = "breaker", f"{contact.host}:{contact.port}: {contact.why}"
+                self._audit.write(kind, text, run=self.run, feature=self.feature, data=data)
 
     def _note_violations(self, result: PhaseResult) -> None:
         for operation in result.operations:

@@ -176,7 +176,7 @@ class Loop:
         cache.ask(questions)
 
     def _may_be_cached(self, trial: Trial) -> bool:
-        return may_be_cached(self._policy(trial), trial.operation.cache)
+        return may_be_cached(trial.operation.type, self._policy(trial), trial.operation.cache)
 
     def _make_tasks(self, room: int) -> tuple[list[Task], bool]:
         """Up to ``room`` tasks, and whether memory is too short for the next."""

@@ -24,13 +24,14 @@ class Violation:
 class Contact:
     """What the operation asked the egress proxy for: a host and port (empty and 0 where it was no request).
 
-    ``allowed``: let through, ``refused``: not, ``failed``: granted, but ``why`` says what came in between. ``allow`` is
-    the grant that would let it through, or empty. Bytes went out (``sent``) and came in, over so many ``times``.
+    ``allowed``: let through, ``refused``: not, ``failed``: granted, but ``why`` says what came in between. ``breaker``:
+    nothing was asked for, but what is known of the host changed: ``why`` is ``closed to open``. ``allow`` is the grant
+    that would let it through, or empty. Bytes went out (``sent``) and came in, over so many ``times``.
     """
 
     host: str
     port: int
-    verdict: Literal["allowed", "refused", "failed"]
+    verdict: Literal["allowed", "refused", "failed", "breaker"]
     why: str = ""
     allow: str = ""
     times: int = 0
@@ -50,6 +51,29 @@ def gathered(contacts: Iterable[Contact]) -> tuple[Contact, ...]:
             sent=so_far.sent + one.sent,
             received=so_far.received + one.received,
         )
+    return tuple(found.values())
+
+
+@dataclass(frozen=True, slots=True)
+class CachedAnswer:
+    """Answers of a tool that was not called but answered from what is kept, so many ``times``: ``age_s``, the oldest.
+
+    ``unavailable``: because its server was; else because the template says that it may be.
+    """
+
+    tool: str
+    age_s: float
+    unavailable: bool
+    times: int = 1
+
+
+def merged_answers(answers: Iterable[CachedAnswer]) -> tuple[CachedAnswer, ...]:
+    """Each tool and reason once, counted."""
+    found: dict[tuple[str, bool], CachedAnswer] = {}
+    for one in answers:
+        kind = (one.tool, one.unavailable)
+        so_far = found.get(kind, replace(one, times=0))
+        found[kind] = replace(one, age_s=max(one.age_s, so_far.age_s), times=one.times + so_far.times)
     return tuple(found.values())
 
 
@@ -79,7 +103,8 @@ class Outcome:
     ``stderr`` are the last 64 KiB of each, raw. Durations are seconds, sizes bytes. ``scrubbed`` counts the secrets
     that were replaced in all of this by ``[secret:NAME]``, ``calls`` the tool calls that were carried out.
     ``cached_s`` is the age of an outcome that was not run for but found in the cache, else None; its durations are
-    those of the run that left it.
+    those of the run that left it. ``cached_answers`` are those of tools that it was given in the place of a call,
+    ``lacked`` the tool servers from which it got neither an answer nor one of before.
     """
 
     status: Literal["fulfilled", "rejected"]
@@ -103,6 +128,8 @@ class Outcome:
     scrubbed: int = 0
     calls: int = 0
     cached_s: float | None = None
+    cached_answers: tuple[CachedAnswer, ...] = ()
+    lacked: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:

@@ -36,6 +36,7 @@ from sage_sandbox.workflow.definition import Keep, Workflow
 from sage_sandbox.workflow.planning import plan
 
 if TYPE_CHECKING:
+    from sage_sandbox.broker.runs import Keeping
     from sage_sandbox.caching.cache import Cache
 
 __all__ = ["RunResult", "Runner", "parallel_limit", "warm", "workflow_timeout"]
@@ -125,6 +126,7 @@ class Runner:
         self._journal: Journal | None = None
         self._server: Server | None = None
         self._cache: Cache | None = None
+        self._keeping: Keeping | None = None
         self._earlier = earlier or Earlier()
         self._needs = needs
         self._completed = len(self._earlier.phases)
@@ -162,9 +164,13 @@ class Runner:
         self.workflow_id = journal.run
         self._terms = replace(self._terms, setting=replace(self._terms.setting, run=journal.run))
 
-    def cached_by(self, cache: Cache) -> None:
-        """Ask a cache before anything is run, and have it keep what comes of it; it is closed at the end."""
+    def cached_by(self, cache: Cache, keeping: Keeping | None = None) -> None:
+        """Ask a cache before anything is run, and have it keep what comes of it; it is closed at the end.
+
+        ``keeping`` says how answers of tools are kept beside it.
+        """
         self._cache = cache
+        self._keeping = keeping
 
     def run(self) -> RunResult:
         """Run to the end. Raises SandboxUnavailable if this machine cannot confine; leaves no process in any case."""
@@ -210,6 +216,9 @@ class Runner:
         if self._journal is not None:
             self._journal.end(result)
         resumable = self._journal is not None and not result.ok
+        if lacked := _lacked(_failed(result.phases)):
+            saved = " · ✓ progress saved" if resumable else ""
+            self._tell(Notice("warning", f"External API unavailable ({lacked}) · no cached data stands in{saved}"))
         metrics = result.metrics
         self._tell(
             RunSettled(self.workflow_id, self._feature, result.status, metrics.duration_s, resumable, metrics.weight)
@@ -227,6 +236,7 @@ class Runner:
             run=self.workflow_id,
             feature=self._feature,
             audit_key=self._journal.audit_key if self._journal is not None else b"",
+            keeping=self._keeping,
             environ=setting.environ,
             tell=self._tell,
         )
@@ -302,6 +312,7 @@ class Runner:
     def _result(self, loop: Loop, duration_s: float) -> RunResult:
         phases = tuple(loop.settled[phase.id] for phase in self._workflow.phases)
         keeps = _keeps(self._workflow)
+        hits, asked = _calls_saved(self._workflow, phases)
         stop = loop.stop
         status, exit_code = run_status(
             ((phase.status, phase.single and not _lacks_a_service(phase)) for phase in phases),
@@ -318,24 +329,49 @@ class Runner:
             metrics=replace(
                 _metrics(phases, duration_s, loop.parallel_max),
                 restored=len(self._earlier.phases),
-                cached=self._cache.hits if self._cache is not None else 0,
-                cache_asked=self._cache.asked if self._cache is not None else 0,
+                cached=hits + (self._cache.hits if self._cache is not None else 0),
+                cache_asked=asked + (self._cache.asked if self._cache is not None else 0),
                 weight=weigh(_leaving(phases, keeps)),
             ),
             errors=tuple(_errors(self._workflow, phases, stop)),
-            hint="" if status == "completed" else self._hint(),
+            hint="" if status == "completed" else self._hint(_lacked(_failed(phases))),
             keeps=keeps,
         )
 
-    def _hint(self) -> str:
+    def _hint(self, lacked: str) -> str:
+        back = f"once {lacked} is back, " if lacked else ""
         if self._journal is None:
-            return "nothing was saved: run it again"
-        return f"resume it with: sage-sandbox resume {self._feature}"
+            return f"nothing was saved: {back}run it again"
+        return f"{back}resume it with: sage-sandbox resume {self._feature}"
+
+
+def _calls_saved(workflow: Workflow, phases: tuple[PhaseResult, ...]) -> tuple[int, int]:
+    """How many operations that are a call were answered from what is kept, and how many might have been."""
+    hits = asked = 0
+    for phase, defined in zip(phases, workflow.phases, strict=True):
+        calls = {one.id: one.cache for one in defined.operations if one.type == "mcp" and not phase.restored}
+        for operation in phase.operations:
+            hit = operation.id in calls and operation.outcome.cached_s is not None
+            hits += hit
+            asked += hit or calls.get(operation.id) is True
+    return hits, asked
 
 
 def _lacks_a_service(phase: PhaseResult) -> bool:
     """Whether a phase failed for want of something that may be back later: its run is paused then, not failed."""
-    return any(operation.outcome.reason == "unavailable" for operation in phase.operations)
+    outcomes = (operation.outcome for operation in phase.operations)
+    return any(outcome.reason == "unavailable" or outcome.lacked for outcome in outcomes)
+
+
+def _failed(phases: Iterable[PhaseResult]) -> list[PhaseResult]:
+    """Those that came to an end after which nothing goes on."""
+    return [phase for phase in phases if phase.status == "failed"]
+
+
+def _lacked(phases: Iterable[PhaseResult]) -> str:
+    """The names of the tool servers for want of which operations of these phases were rejected."""
+    outcomes = (operation.outcome for phase in phases for operation in phase.operations)
+    return ", ".join(sorted({name for outcome in outcomes for name in outcome.lacked}))
 
 
 def _farewell(result: RunResult, *, saved: bool) -> dict[str, Any]:

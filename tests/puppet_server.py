@@ -1,8 +1,9 @@
 """A tool server that does as it is told, right or wrong: standard library only, over stdio, with the older handshake.
 
-    puppet_server.py [--journal FILE] [--refuse-start] [--stderr TEXT]
+    puppet_server.py [--journal FILE] [--refuse-start] [--stderr TEXT] [--down FILE]
 
-Each tool is a way to behave; ``--journal`` notes starts, calls, cancels and the end, one line each.
+Each tool is a way to behave; ``--journal`` notes starts, calls, cancels and the end, one line each. While there is a
+FILE for ``--down`` it does not start, and breaks at each call.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ TOOLS = {
     "fail": {},
     "environ": {},
     "cwd": {},
-    "pid": {},
+    "pid": {"readOnlyHint": True},
     "count": {},
     "progress": {},
     "drop": {},
@@ -41,8 +42,9 @@ TOOLS = {
 
 
 class Puppet:
-    def __init__(self, journal: str) -> None:
+    def __init__(self, journal: str, down: str) -> None:
         self.journal = journal
+        self.down = down
         self.lock = threading.Lock()
         self.counted = 0
         self.cancelled: dict[object, threading.Event] = {}
@@ -95,6 +97,8 @@ class Puppet:
             self.say({"jsonrpc": "2.0", "id": number, "error": error})
 
     def act(self, number: object, params: dict[str, Any]) -> None:
+        if self.down and os.path.exists(self.down):  # noqa: PTH110
+            os._exit(4)
         given = params.get("arguments") or {}
         act = getattr(self, "do_" + params["name"].replace("-", "_"), None)
         if act is None:
@@ -203,7 +207,10 @@ def main(argv: list[str]) -> None:
         sys.stderr.write(argv[argv.index("--stderr") + 1] + "\n")
     if "--refuse-start" in argv:
         sys.exit(1)
-    Puppet(argv[argv.index("--journal") + 1] if "--journal" in argv else "").serve()
+    journal, down = (argv[argv.index(name) + 1] if name in argv else "" for name in ("--journal", "--down"))
+    if down and os.path.exists(down):  # noqa: PTH110
+        sys.exit(1)
+    Puppet(journal, down).serve()
 
 
 if __name__ == "__main__":

@@ -66,6 +66,10 @@ class Session(Protocol):
         """Whether the server says of a tool that calling it twice is as good as once."""
         ...
 
+    def is_read_only(self, tool: str) -> bool:
+        """Whether the server says of a tool that it changes nothing."""
+        ...
+
     def about(self) -> Mapping[str, Any]:
         """The server's own name and version, and the protocol that was agreed on."""
         ...

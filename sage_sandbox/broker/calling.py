@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
+from sage_sandbox.broker.answers import Answers, Found, Request
 from sage_sandbox.broker.base import Progress, Session, SessionLost, Silent, Sleep, ToolRefused
 from sage_sandbox.broker.runs import Run
 from sage_sandbox.broker.services import Services
@@ -64,7 +65,10 @@ class NoRecord:
 
 @dataclass(eq=False, slots=True)
 class _Asked:
-    """What is to be done with a server: ``safe`` once it is known that doing it twice is as good as once."""
+    """What is to be done with a server: ``safe`` once it is known that doing it twice is as good as once.
+
+    ``read_only`` once it is known that it changes nothing.
+    """
 
     run: Run
     operation: str
@@ -72,6 +76,7 @@ class _Asked:
     server: Server
     until: float
     safe: bool = False
+    read_only: bool = False
 
 
 class Calling:
@@ -81,6 +86,7 @@ class Calling:
         self,
         services: Services,
         records: Mapping[Run, Record],
+        answers: Mapping[Run, Answers],
         *,
         clock: Callable[[], float],
         jitter: Callable[[], float],
@@ -88,6 +94,7 @@ class Calling:
     ) -> None:
         self._services = services
         self._records = records
+        self._answers = answers
         self._clock = clock
         self._jitter = jitter
         self._sleep = sleep
@@ -106,23 +113,50 @@ class Calling:
             return Answer(ok=False, error="the arguments of a tool are a mapping", kind="tool")
         timeout_s = min(max(timeout_s, 0.0), CALL_MAX_S)
         asked = _Asked(run, operation, tool, server, self._clock() + timeout_s)
-        pass_on = _Progress(asked, self._clock)
-
-        async def act(session: Session) -> bytes:
-            asked.safe = session.is_safe(below)
-            return await session.call(below, given, max(asked.until - self._clock(), 0.0), pass_on)
-
         patience = asyncio.timeout(timeout_s + QUEUE_S)
         try:
             async with patience:
-                return _checked(tool, await self._done(asked, act))
-        except (ToolRefused, SessionLost, BreakerOpen, SageError) as error:
+                return await self._answered(asked, Request(operation, server, below, given))
+        except (ToolRefused, SageError) as error:
             return _answer(error)
         except TimeoutError:
             if not patience.expired():
                 raise
             text = f"{tool} waited {timeout_s:.0f} s for its turn"
             return Answer(ok=False, error=text, kind="transport", retryable=True)
+
+    async def _answered(self, asked: _Asked, request: Request) -> Answer:
+        """Call, unless an answer of before makes that needless; where the server is unavailable one may stand in."""
+        answers = self._answers.get(asked.run)
+        if answers is not None and (found := await answers.first(request)) is not None:
+            return await self._from_before(asked, found, unavailable=False)
+        try:
+            answer = _checked(asked.tool, await self._called(asked, request))
+        except (SessionLost, BreakerOpen) as error:
+            if answers is None or (found := await answers.instead(request)) is None:
+                return _answer(error)
+            given = await self._from_before(asked, found, unavailable=True)
+            _tell_age(asked, found, answers.said, error)
+            return given
+        if answer.ok and answers is not None:
+            answers.keep(request, answer.value, read_only=asked.read_only)
+        return answer
+
+    async def _called(self, asked: _Asked, request: Request) -> bytes:
+        pass_on = _Progress(asked, self._clock)
+
+        async def act(session: Session) -> bytes:
+            asked.safe = session.is_safe(request.tool)
+            asked.read_only = session.is_read_only(request.tool)
+            return await session.call(request.tool, request.arguments, max(asked.until - self._clock(), 0.0), pass_on)
+
+        return await self._done(asked, act)
+
+    async def _from_before(self, asked: _Asked, found: Found, *, unavailable: bool) -> Answer:
+        data = {"operation": asked.operation, "server": asked.server.name, "ageMs": round(found.age_s * 1000),
+                "unavailable": unavailable}  # fmt: skip
+        await self._records[asked.run].write("cached", asked.tool, data)
+        return Answer(ok=True, value=found.value, cached_s=found.age_s, unavailable=unavailable)
 
     async def tools(self, run: Run, operation: str) -> tuple[ToolSpec, ...]:
         """What the operation was granted of servers that answer, as ``server/tool``."""
@@ -218,6 +252,15 @@ class _Progress:
                 "text": clip(progress.text, ERROR_WIDTH),
             }
         )
+
+
+def _tell_age(asked: _Asked, found: Found, said: set[str], error: Exception) -> None:
+    """Tell a run's user, once for each server, that old answers stand in for it."""
+    name = asked.server.name
+    if name not in said:
+        said.add(name)
+        why = clip(str(error), ERROR_WIDTH)
+        asked.run.tell({"event": "stale", "server": name, "ageS": round(found.age_s, 3), "why": why})
 
 
 def _tell_failure(asked: _Asked, failed: Failed) -> None:

@@ -239,6 +239,8 @@ def answer_of(said: Mapping[str, Any], value: bytes) -> Answer:
         error=str(said.get("error", "")),
         kind=str(said.get("kind", "")),
         retryable=said.get("retryable") is True,
+        cached_s=said.get("cachedS"),
+        unavailable=said.get("unavailable") is True,
     )
 
 

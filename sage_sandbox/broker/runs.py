@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sage_sandbox.broker.frames import BadFrame
@@ -13,12 +13,28 @@ from sage_sandbox.toolservers.definition import Server, from_document
 
 
 @dataclass(frozen=True, slots=True)
+class Keeping:
+    """How a run's answers of tools are kept: sealed with ``key`` (hex), or authenticated where not ``encrypt``.
+
+    ``ttl_s`` is how old one may be that stands in for a server. ``first`` are operations (``phase/operation``) that are
+    answered from what is kept if it is not older than so many seconds, ``never`` those for which nothing is kept.
+    """
+
+    key: str = field(repr=False)
+    encrypt: bool
+    ttl_s: float
+    first: Mapping[str, float] = field(default_factory=dict)
+    never: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Registration:
     """What a coordinator says of its run. ``servers`` are approved; nothing in them is expanded yet.
 
     ``grants`` are tool patterns by operation (``phase/operation``), ``values`` what the variables of the definitions
     stand for, ``environ`` what a server that is started gets besides its own. Of the servers in ``shared`` a session
-    serves all runs. ``audit_key`` (hex) is empty where nothing is written down.
+    serves all runs. ``audit_key`` (hex) is empty where nothing is written down, ``keeping`` None where no answer is
+    kept.
     """
 
     token: str
@@ -31,6 +47,7 @@ class Registration:
     environ: Mapping[str, str]
     shared: tuple[str, ...] = ()
     audit_key: str = ""
+    keeping: Keeping | None = None
 
     def document(self) -> dict[str, Any]:
         """As it goes over the socket."""
@@ -45,6 +62,7 @@ class Registration:
             "environ": dict(self.environ),
             "shared": list(self.shared),
             "auditKey": self.audit_key,
+            "keeping": asdict(self.keeping) if self.keeping is not None else None,
         }
 
 
@@ -62,9 +80,14 @@ def read_registration(raw: Mapping[str, Any]) -> Registration:
             environ=raw["environ"],
             shared=tuple(raw["shared"]),
             audit_key=raw["auditKey"],
+            keeping=_read_keeping(raw["keeping"]) if raw["keeping"] is not None else None,
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise BadFrame(f"a registration lacks something: {error}") from error
+
+
+def _read_keeping(raw: Mapping[str, Any]) -> Keeping:
+    return Keeping(raw["key"], raw["encrypt"], raw["ttl_s"], dict(raw["first"]), tuple(raw["never"]))
 
 
 @dataclass(eq=False, slots=True)

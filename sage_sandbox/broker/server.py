@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
+from sage_sandbox.broker.answers import Answers, open_answers
 from sage_sandbox.broker.base import Connect, SessionLost, Sleep, ToolRefused
 from sage_sandbox.broker.calling import ERROR_WIDTH, Calling, Record
 from sage_sandbox.broker.frames import SIZES, BadFrame, pack, read_head, read_sizes
@@ -32,13 +33,15 @@ END_AGAIN_S: Final = 0.05
 """How long until it is tried again to end, while somebody is about to come."""
 
 MakeRecord = Callable[[Registration], Awaitable[Record]]
+MakeAnswers = Callable[[Registration], Answers | None]
 
 
 class Broker:
     """Serves a listening socket until its last user is gone.
 
-    ``connect`` opens sessions, ``make_record`` opens a run's audit log; ``may_end`` is asked, when nobody is left,
-    whether the socket is taken away for good: it is not while others are coming, which they do under a lock.
+    ``connect`` opens sessions, ``make_record`` opens a run's audit log, ``make_answers`` what it keeps answers in;
+    ``may_end`` is asked, when nobody is left, whether the socket is taken away for good: it is not while others are
+    coming, which they do under a lock.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Broker:
         *,
         connect: Connect,
         make_record: MakeRecord,
+        make_answers: MakeAnswers = open_answers,
         may_end: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
@@ -57,12 +61,14 @@ class Broker:
         listener.setblocking(False)
         self._listener = listener
         self._make_record = make_record
+        self._make_answers = make_answers
         self._may_end = may_end
         self._first_s = first_s
         self._runs = Runs()
         self._records: dict[Run, Record] = {}
+        self._answers: dict[Run, Answers] = {}
         self._services = Services(connect, self._transition, clock, start_s)
-        self._calling = Calling(self._services, self._records, clock=clock, jitter=jitter, sleep=sleep)
+        self._calling = Calling(self._services, self._records, self._answers, clock=clock, jitter=jitter, sleep=sleep)
         self._visits: set[asyncio.Task[None]] = set()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -141,8 +147,11 @@ class Broker:
             writer.write(pack({"event": "refused", "error": error.message, "hint": error.hint}))
             await writer.drain()
             return
+        answers = await asyncio.to_thread(self._make_answers, registration)
         self._runs.add(run)
         self._records[run] = record
+        if answers is not None:
+            self._answers[run] = answers
         self._empty.clear()
         run.tell({"event": "registered"})
         if registered is not None:
@@ -153,8 +162,11 @@ class Broker:
         finally:
             self._runs.remove(run)
             del self._records[run]
+            self._answers.pop(run, None)
             await self._services.leave(run)
             await record.close()
+            if answers is not None:
+                await answers.close()
             if not self._runs:
                 self._empty.set()
 
@@ -231,7 +243,9 @@ def _listed(specs: Iterable[ToolSpec]) -> bytes:
 
 
 def _spoken(answer: Answer) -> tuple[Mapping[str, Any], bytes]:
-    head = {"ok": answer.ok, "error": answer.error, "kind": answer.kind, "retryable": answer.retryable}
+    head: dict[str, Any] = {"ok": answer.ok, "error": answer.error, "kind": answer.kind, "retryable": answer.retryable}
+    if answer.cached_s is not None:
+        head |= {"cachedS": answer.cached_s, "unavailable": answer.unavailable}
     return head, answer.value if answer.ok else b""
 
 

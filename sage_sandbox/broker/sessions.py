@@ -112,9 +112,17 @@ class McpSession:
 
     def is_safe(self, tool: str) -> bool:
         """Whether the server says of a tool that calling it twice is as good as once."""
-        known = (self._specs or {}).get(tool)
-        hints = known.annotations if known is not None else None
+        hints = self._hints(tool)
         return hints is not None and (hints.read_only_hint is True or hints.idempotent_hint is True)
+
+    def is_read_only(self, tool: str) -> bool:
+        """Whether the server says of a tool that it changes nothing."""
+        hints = self._hints(tool)
+        return hints is not None and hints.read_only_hint is True
+
+    def _hints(self, tool: str) -> mcp_types.ToolAnnotations | None:
+        known = (self._specs or {}).get(tool)
+        return known.annotations if known is not None else None
 
     def about(self) -> Mapping[str, Any]:
         """The server's own name and version, and the protocol that was agreed on."""

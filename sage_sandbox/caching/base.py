@@ -28,6 +28,9 @@ class Reply:
     key: str = ""
 
 
-def may_be_cached(policy: Policy, asked: bool | None) -> bool:
-    """Whether an operation may be answered from the cache, by its grants and by what its template says."""
-    return policy.repeatable if asked is None else asked
+def may_be_cached(kind: str, policy: Policy, asked: bool | None) -> bool:
+    """Whether an operation may be answered from the cache, by its grants and by what its template says.
+
+    A call of a tool may not: what its answer hangs on, the server and the credentials, is known to the broker alone.
+    """
+    return kind != "mcp" and (policy.repeatable if asked is None else asked)

@@ -1,4 +1,4 @@
-"""``sage-sandbox cache``: what is kept so that it need not run again."""
+"""``sage-sandbox cache``: what is kept so that it need not run, or be asked, again."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sage_sandbox.cli import options
 
 @click.group("cache")
 def command() -> None:
-    """Show or throw away what is kept so that the same operation need not run again."""
+    """Show or throw away what is kept so that the same operation need not run, or the same tool be asked, again."""
 
 
 @command.command("stats")
 @options.as_json()
 def stats(*, as_json: bool) -> int:
-    """Show how many outcomes of this project are kept, how large they are, and how old."""
+    """Show how many outcomes and answers of tools this project keeps, how large they are, and how old."""
     from sage_sandbox.caching.cache import cache_ttl
     from sage_sandbox.observe.progress import spoken
     from sage_sandbox.policy import format_size
@@ -33,7 +33,10 @@ def stats(*, as_json: bool) -> int:
         ages = {f"{name}Ms": _ms(plain.pop(f"{name}_s")) for name in ("oldest", "newest")}
         click.echo(json.dumps({**plain, **ages, "sizeMax": SIZE_MAX, "ttlMs": _ms(ttl_s)}, indent=2))
         return 0
-    count = "1 outcome" if found.entries == 1 else f"{found.entries:,} outcomes"
+    outcomes = found.entries - found.answers
+    count = "1 outcome" if outcomes == 1 else f"{outcomes:,} outcomes"
+    if found.answers:
+        count += " and 1 answer of a tool" if found.answers == 1 else f" and {found.answers:,} answers of tools"
     click.echo(f"{count}, {format_size(found.size)} of {format_size(SIZE_MAX)} at most")
     if found.oldest_s is not None and found.newest_s is not None:
         click.echo(
@@ -45,7 +48,7 @@ def stats(*, as_json: bool) -> int:
 @command.command("clear")
 @options.as_json()
 def clear(*, as_json: bool) -> int:
-    """Throw away every kept outcome of this project; none of them counts any more, whoever puts it back."""
+    """Throw away every kept outcome and answer of this project; none counts any more, whoever puts it back."""
     from sage_sandbox.disk.files import unwritable
     from sage_sandbox.disk.places import project_place
     from sage_sandbox.store.cache import clear as cleared
@@ -62,7 +65,7 @@ def clear(*, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps({"removed": gone}, indent=2))
     else:
-        click.echo("✓ 1 outcome is gone" if gone == 1 else f"✓ {gone:,} outcomes are gone")
+        click.echo("✓ 1 entry is gone" if gone == 1 else f"✓ {gone:,} entries are gone")
     return 0
 
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Final, Protocol
 
 from sage_sandbox.egress.messages import END_OF_HEAD, HEAD_MAX, Answer, BadRequest, Body, Request, parse_request, reply
-from sage_sandbox.egress.session import NotReached, Overdrawn, Refused, Session, Tally
+from sage_sandbox.egress.session import Admitted, NotReached, Overdrawn, Refused, Session, Tally
 from sage_sandbox.hosts import Target
 from sage_sandbox.outcome import Contact
 
@@ -160,10 +160,11 @@ def _serve(client: socket.socket, session: Session, idle_s: float, head_s: float
 
 
 def _go(client: socket.socket, request: Request, rest: bytes, session: Session, idle_s: float) -> None:
-    addresses, tally = session.admit(request.target)
-    upstream = _reach(addresses, request.target.port, session, tally)
+    with session.turn(request.target):
+        admitted = session.admit(request.target)
+        upstream = _reach(admitted, request.target.port, session)
     try:
-        _pass(client, upstream, request, rest, session, tally, idle_s)
+        _pass(client, upstream, request, rest, session, admitted.tally, idle_s)
     finally:
         session.let_go(upstream)
 
@@ -196,16 +197,16 @@ def _read_head(client: socket.socket, head_s: float) -> tuple[bytes, bytes]:
     return head, rest
 
 
-def _reach(addresses: Sequence[str], port: int, session: Session, tally: Tally) -> socket.socket:
+def _reach(admitted: Admitted, port: int, session: Session) -> socket.socket:
     """A connection to the first checked address that takes one."""
     why = "it has no address"
     deadline = time.monotonic() + 3 * CONNECT_S
-    for address in addresses:
+    for address in admitted.addresses:
         try:
             made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
             if not session.keep(made):
                 made.close()
-                raise session.not_reached(tally, "too many connections at once")
+                raise session.given_up(admitted, "too many connections at once")
             made.settimeout(max(0.001, min(CONNECT_S, deadline - time.monotonic())))
             try:
                 made.connect((address, port))
@@ -215,8 +216,9 @@ def _reach(addresses: Sequence[str], port: int, session: Session, tally: Tally) 
         except OSError as error:
             why = f"{address}: {error.strerror or 'no answer in time'}"
         else:
+            session.reached(admitted)
             return made
-    raise session.not_reached(tally, why)
+    raise session.not_reached(admitted, why)
 
 
 def _pass(client: socket.socket, upstream: socket.socket, request: Request, rest: bytes, session: Session,

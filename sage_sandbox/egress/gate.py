@@ -128,7 +128,7 @@ _FIELDS: Final[Mapping[str, type]] = {
 def _contact(raw: Any) -> Contact:
     if not isinstance(raw, dict) or any(type(raw.get(name)) is not kind for name, kind in _FIELDS.items()):
         raise ValueError("no contact")
-    if raw["verdict"] not in ("allowed", "refused", "failed") or len(raw["host"]) > HOST_MAX:
+    if raw["verdict"] not in ("allowed", "refused", "failed", "breaker") or len(raw["host"]) > HOST_MAX:
         raise ValueError("no contact")
     return Contact(
         **{name: raw[name] for name in _FIELDS} | {"why": raw["why"][:TEXT_MAX], "allow": _grant(raw["allow"])}

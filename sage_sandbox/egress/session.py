@@ -5,11 +5,14 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sage_sandbox.egress.addresses import is_private, refusal
+from sage_sandbox.egress.known import Host, Hosts
+from sage_sandbox.errors import BreakerOpen
+from sage_sandbox.guards.breaker import FAILURES_MAX, Permit
 from sage_sandbox.hosts import Target, is_address
 from sage_sandbox.outcome import Contact
 
@@ -50,10 +53,11 @@ class Overdrawn(Exception):
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What the proxy asks the machine."""
+    """What the proxy asks the machine, and what it remembers from one operation to the next."""
 
     resolve: Resolve
     is_own: Callable[[str], bool]
+    hosts: Hosts = field(default_factory=Hosts)
 
 
 @dataclass(slots=True)
@@ -64,6 +68,15 @@ class Tally:
     times: int = 0
     sent: int = 0
     received: int = 0
+
+
+class Admitted(NamedTuple):
+    """Leave to connect: to which checked addresses, where to count what is moved, and whom to tell how it went."""
+
+    addresses: list[str]
+    tally: Tally
+    host: Host
+    permit: Permit
 
 
 @dataclass(slots=True)
@@ -81,30 +94,72 @@ class Session:
 
     # What is let through.
 
-    def admit(self, target: Target) -> tuple[list[str], Tally]:
-        """The checked addresses of a granted host, to be connected to as they are, and where to count what is moved.
+    def turn(self, target: Target) -> AbstractContextManager[object]:
+        """Wait until not too many connections to a granted host are being made, and hold a place for one more."""
+        return self.world.hosts.of(target).turns if self._grants(target) else nullcontext()
+
+    def admit(self, target: Target) -> Admitted:
+        """The checked addresses of a granted host, to be connected to as they are; to be told how that went.
 
         Refused, NotReached, Overdrawn; each is noted.
         """
         contact = Contact(target.host, target.port, "allowed")
-        if not any(granted.covers(target) for granted in self.granted):
+        if not self._grants(target):
             refused = Refused("not granted", f"net:{target}")
             self.note(replace(contact, verdict="refused", why=refused.why, allow=refused.allow))
             raise refused
-        # To ask for a name is to tell somebody about it: that it is asked for is noted first.
-        tally = self.note(contact)
+        host = self.world.hosts.of(target)
+        permit = self._permit(contact, host)
         try:
-            return self._addresses(target), tally
-        except Refused as error:
-            self.correct(tally, replace(contact, verdict="refused", why=error.why, allow=error.allow))
+            # To ask for a name is to tell somebody about it: that it is asked for is noted first.
+            tally = self.note(contact)
+            try:
+                return Admitted(self._addresses(target), tally, host, permit)
+            except Refused as error:
+                self.correct(tally, replace(contact, verdict="refused", why=error.why, allow=error.allow))
+                raise
+            except OSError as error:
+                why = f"no address of it is found: {error.strerror}"
+                raise self.not_reached(Admitted([], tally, host, permit), why) from error
+        except BaseException:
+            permit.withdrawn()  # unless it was told already
             raise
-        except OSError as error:
-            raise self.not_reached(tally, f"no address of it is found: {error.strerror}") from error
 
-    def not_reached(self, tally: Tally, why: str) -> NotReached:
-        """What was let through did not get there; the error to raise."""
-        self.correct(tally, replace(tally.contact, verdict="failed", why=why))
+    def reached(self, admitted: Admitted) -> None:
+        """The host took the connection."""
+        admitted.permit.succeeded()
+        self._hear(admitted.tally.contact, admitted.host)
+
+    def not_reached(self, admitted: Admitted, why: str) -> NotReached:
+        """What was let through did not get there, which is the host's fault; the error to raise."""
+        admitted.permit.failed(why)
+        return self.given_up(admitted, why)
+
+    def given_up(self, admitted: Admitted, why: str) -> NotReached:
+        """What was let through did not get there, which says nothing of the host; the error to raise."""
+        admitted.permit.withdrawn()
+        self.correct(admitted.tally, replace(admitted.tally.contact, verdict="failed", why=why))
+        self._hear(admitted.tally.contact, admitted.host)
         return NotReached(why)
+
+    def _grants(self, target: Target) -> bool:
+        return any(granted.covers(target) for granted in self.granted)
+
+    def _permit(self, contact: Contact, host: Host) -> Permit:
+        try:
+            permit = host.breaker.admit()
+        except BreakerOpen as error:
+            why = f"left alone after {FAILURES_MAX} failures in a row"
+            self.note(replace(contact, verdict="failed", why=why))
+            raise NotReached(f"{why}, tried again in {error.wait_s:.0f} s") from error
+        self._hear(contact, host)
+        return permit
+
+    def _hear(self, contact: Contact, host: Host) -> None:
+        """Note what became of a host's breaker: it is written down with what was tried."""
+        for heard in host.heard():
+            with suppress(Overdrawn):
+                self.note(replace(contact, verdict="breaker", why=f"{heard.before} to {heard.after}"))
 
     def _addresses(self, target: Target) -> list[str]:
         """The name is resolved once. One address that is not out in the world refuses it, whichever comes first."""

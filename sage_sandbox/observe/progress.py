@@ -141,11 +141,22 @@ def spoken(seconds: float) -> str:
 
 def cached(age_s: float) -> str:
     """How old an answer is: ``cached, just now``, ``cached, 5 min old``, ``cached, 3 days old``."""
+    age = _age(age_s)
+    return f"cached, {age} old" if age else "cached, just now"
+
+
+def ago(age_s: float) -> str:
+    """The same of a moment: ``just now``, ``5 min ago``, ``3 days ago``."""
+    age = _age(age_s)
+    return f"{age} ago" if age else "just now"
+
+
+def _age(age_s: float) -> str:
     for unit, one, many in ((86400.0, "day", "days"), (3600.0, "h", "h"), (60.0, "min", "min"), (1.0, "sec", "sec")):
         if age_s >= unit:
             number = int(age_s / unit)
-            return f"cached, {number} {one if number == 1 else many} old"
-    return "cached, just now"
+            return f"{number} {one if number == 1 else many}"
+    return ""
 
 
 Failed = list[tuple[str, Outcome]]

@@ -5,10 +5,13 @@ A ``type: mcp`` operation is such a call and nothing else; what runs in a sandbo
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import Counter
+from dataclasses import replace
 
 from sage_sandbox.broker.client import CALL_S, BrokerClient, Line
-from sage_sandbox.outcome import Outcome, Violation, rejected
+from sage_sandbox.outcome import CachedAnswer, Outcome, Violation, merged_answers, rejected
 from sage_sandbox.sandbox.calls import Answer, Call, ToolSpec
 from sage_sandbox.sandbox.job import Job
 from sage_sandbox.sandbox.untrusted import UntrustedData, check_json
@@ -23,10 +26,12 @@ class Caller:
         self._line: Line | None = None
         self._operation = ""
         self._client: BrokerClient | None = None
+        self._notes = _Notes()
 
     def begin(self, operation: str, line: Line | None) -> None:
         """From now on calls are for this operation (``phase/operation``)."""
         self._operation = operation
+        self._notes = _Notes()
         if line != self._line:
             self.close()
             self._line = line
@@ -41,7 +46,15 @@ class Caller:
         """Have a tool called for the operation that runs."""
         if self._client is None:
             return _NO_TOOLS
-        return self._client.call(self._operation, call, timeout_s=timeout_s, cancel_fd=cancel_fd)
+        notes = self._notes  # an answer may come when another operation runs
+        notes.begin(call.tool)
+        answer = self._client.call(self._operation, call, timeout_s=timeout_s, cancel_fd=cancel_fd)
+        notes.end(call.tool, answer)
+        return answer
+
+    def noted(self, outcome: Outcome) -> Outcome:
+        """The outcome of the operation that ran, with what its calls came to."""
+        return self._notes.noted(outcome)
 
     def list_tools(self) -> tuple[ToolSpec, ...]:
         """The tools that the operation that runs was granted."""
@@ -60,11 +73,53 @@ class Caller:
         self._client = self._line = None
 
 
+class _Notes:
+    """What the calls of one operation came to."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._cached: tuple[CachedAnswer, ...] = ()
+        self._lacked: set[str] = set()
+        self._open: Counter[str] = Counter()
+
+    def begin(self, tool: str) -> None:
+        """A call is under way; from any thread."""
+        with self._lock:
+            self._open[_server(tool)] += 1
+
+    def end(self, tool: str, answer: Answer) -> None:
+        """It is answered; from any thread."""
+        with self._lock:
+            self._open[_server(tool)] -= 1
+            if answer.cached_s is not None:
+                found = CachedAnswer(tool, answer.cached_s, answer.unavailable)
+                self._cached = merged_answers((*self._cached, found))
+            if answer.kind == "transport":
+                self._lacked.add(_server(tool))
+
+    def noted(self, outcome: Outcome) -> Outcome:
+        """The outcome with that in it: what failed for want of a server may be whole once that is back."""
+        with self._lock:
+            lacked = set() if outcome.ok else set(self._lacked)
+            if outcome.reason == "timeout":
+                lacked |= {server for server, calls in self._open.items() if calls}
+            if not self._cached and not lacked:
+                return outcome
+            if lacked and outcome.reason == "error":
+                outcome = replace(outcome, reason="unavailable")
+            return replace(outcome, cached_answers=self._cached, lacked=tuple(sorted(lacked)))
+
+
+def _server(tool: str) -> str:
+    return tool.partition("/")[0]
+
+
 def _outcome(job: Job, answer: Answer, duration_s: float) -> Outcome:
     """What an answer means for an operation that is nothing but the call."""
     if answer.ok:
         try:
-            return Outcome("fulfilled", result=check_json(answer.value), duration_s=duration_s)
+            value = check_json(answer.value)
+            return Outcome("fulfilled", result=value, duration_s=duration_s, cached_s=answer.cached_s)
         except UntrustedData as error:
             return _rejected(Answer(ok=False, error=f"{job.tool}: {error}"), job, duration_s)
     return _rejected(answer, job, duration_s)

@@ -169,8 +169,8 @@ class Worker:
         self._caller.begin(f"{task.phase}/{task.operation}", task.tools)
         try:
             if task.job.type == "mcp":
-                return self._caller.run(task.job, cancel_fd=self._cancel_fd)
-            return self._supervisor.run(task.job, cancel_fd=self._cancel_fd)
+                return self._caller.noted(self._caller.run(task.job, cancel_fd=self._cancel_fd))
+            return self._caller.noted(self._supervisor.run(task.job, cancel_fd=self._cancel_fd))
         except SandboxUnavailable as error:
             self.send(_withheld(error))
             return rejected("error", error.message, error.hint)

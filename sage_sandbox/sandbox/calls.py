@@ -22,7 +22,8 @@ class Call:
 class Answer:
     """What came of a call: ``value`` is JSON text, at most 16 MiB; ``error`` one line for the child.
 
-    ``kind`` is empty, "denied", "tool" (the tool said no), "transport" or "cancelled".
+    ``kind`` is empty, "denied", "tool" (the tool said no), "transport" or "cancelled". ``cached_s`` is the age of an
+    answer that was kept from an earlier call, ``unavailable`` whether it stands in for a server that does not answer.
     """
 
     ok: bool
@@ -30,6 +31,8 @@ class Answer:
     error: str = ""
     kind: str = ""
     retryable: bool = False
+    cached_s: float | None = None
+    unavailable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
-"""``.sage/cache/``: sealed answers under the digest of what was asked, none older than it may be, not too many of them.
+"""``.sage/cache/``: sealed answers under the digest of what was asked, none older than may be, not too many of them.
 
-One file an answer, named by its key. The key, the project and an epoch are authenticated with the content, so an answer
-that was planted, changed, renamed or brought from elsewhere is none. The epoch lies with the user: after `clear` no
-answer of before counts, whoever puts it back. An answer may be torn by a power cut; its tag is not true then.
+One file an answer, named by its key: outcomes of operations, and (``answer-…``) what tools said. The key, the project
+and an epoch are authenticated with the content, so an answer that was planted, changed, renamed or brought along
+is none. The epoch lies with the user: after `clear` no answer of before counts, whoever puts it back. An answer may be
+torn by a power cut; its tag is not true then.
 """
 
 from __future__ import annotations
@@ -36,7 +37,11 @@ EVICT_EVERY: Final = 32 << 20
 """How many bytes a process writes before it looks at the size of the whole again."""
 RECORD_VERSION: Final = "1.0"
 
-_KEY: Final = re.compile(r"[0-9a-f]{64}")
+TOOL_PREFIX: Final = "answer-"
+"""What the key of a tool's answer begins with."""
+KEY_LENGTH: Final = 64
+
+_KEY: Final = re.compile(r"[0-9a-f]{64}|answer-[0-9a-f]{57}")
 _HINT: Final = re.compile(r"whole-[0-9a-f]{32}")
 _HEAD: Final = re.compile(rb'\{"version":"1\.0","madeAt":([1-9][0-9]{0,14}),\n"content":')
 _EPOCH: Final = re.compile(rb"[1-9][0-9]{0,14}\n")
@@ -55,12 +60,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What there is: ages in seconds, None where there is nothing."""
+    """What there is: ages in seconds, None where there is nothing. ``answers`` of the entries are answers of tools."""
 
     entries: int
     size: int
     oldest_s: float | None
     newest_s: float | None
+    answers: int = 0
 
 
 class CacheStore:
@@ -167,7 +173,9 @@ def stats(project: Path, *, now: Callable[[], float] = time.time) -> Stats:
     with folder:
         found = sorted(_entries(folder))
     ages = [max(0.0, now() - made) for made, _, _ in found]
-    return Stats(len(found), sum(size for _, size, _ in found), max(ages, default=None), min(ages, default=None))
+    answers = sum(name.startswith(TOOL_PREFIX) for _, _, name in found)
+    size = sum(size for _, size, _ in found)
+    return Stats(len(found), size, max(ages, default=None), min(ages, default=None), answers)
 
 
 def clear(project: Path, user: Folder | None) -> int:

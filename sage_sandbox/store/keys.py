@@ -35,7 +35,7 @@ TRIES_MAX: Final = 16
 """How many keys are made of passphrases for files that were found: each takes 64 MiB and a tenth of a second, and a
 stranger's files may name any number of salts."""
 
-Purpose = Literal["seal", "authenticate", "audit", "cache"]
+Purpose = Literal["seal", "authenticate", "audit", "cache", "answers"]
 AskPassphrase = Callable[[], str | None]
 
 _HEX: Final = re.compile(r"[0-9A-Fa-f]{64}")
@@ -91,6 +91,10 @@ class Keys:
     def cache_key(self, project: str) -> bytes:
         """What the names of a project's cached outcomes are made with: they tell nothing of what they stand for."""
         return self.subkey("cache", project)
+
+    def answers_key(self, project: str) -> bytes:
+        """What the broker seals answers of a project's tools with, as a key of its own: it opens nothing else."""
+        return self.subkey("answers", project)
 
     def also(self, other: Keys) -> Keys:
         """The same, and what ``other`` opens is opened as well."""

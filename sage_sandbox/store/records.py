@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from sage_sandbox.deferred import Deferred
 from sage_sandbox.errors import StateCorrupted
-from sage_sandbox.outcome import Artifact, Attempt, Capabilities, Contact, Outcome, Violation
+from sage_sandbox.outcome import Artifact, Attempt, CachedAnswer, Capabilities, Contact, Outcome, Violation
 from sage_sandbox.store.migrations import upgrade
 
 RECORD_VERSION: Final = "1.0"
@@ -327,7 +327,7 @@ def _read_operations(items: list[dict[str, Any]], results: bytes) -> Iterator[tu
 
 _FIELDS: Final[Mapping[type, frozenset[str]]] = {
     kind: frozenset(item.name for item in fields(kind))
-    for kind in (Artifact, Attempt, Capabilities, Contact, Outcome, Violation)
+    for kind in (Artifact, Attempt, CachedAnswer, Capabilities, Contact, Outcome, Violation)
 }
 _NESTED: Final[Mapping[str, Callable[[Any], Any]]] = {
     "stdout": base64.b64decode,
@@ -338,6 +338,8 @@ _NESTED: Final[Mapping[str, Callable[[Any], Any]]] = {
     "artifacts": lambda raw: tuple(_known(Artifact, item) for item in raw),
     "attempts": lambda raw: tuple(_known(Attempt, item) for item in raw),
     "written": tuple,
+    "lacked": tuple,
+    "cached_answers": lambda raw: tuple(_known(CachedAnswer, item) for item in raw),
 }
 _DEFAULTS: Final[Mapping[str, Any]] = {
     item.name: None if item.default is MISSING else item.default for item in fields(Outcome)

@@ -215,7 +215,7 @@ class McpModel(_Model):
     retries: int = Field(
         default=0, ge=0, le=RETRIES_MAX, description="after an error, a timeout, or a server that does not answer"
     )
-    cache: bool = Field(default=True, description="false: never answered from the cache")
+    cache: CacheAsked | None = None
     keep: KeepModel | None = None
 
 

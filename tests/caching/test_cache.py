@@ -173,7 +173,8 @@ def no_space(*_):
     ],
 )
 def test_what_reaches_out_is_asked_for_only_where_its_template_says_so(policy, asked, may):
-    assert may == may_be_cached(policy, asked)
+    assert may == may_be_cached("python", policy, asked)
+    assert not may_be_cached("mcp", policy, asked)  # the broker keeps what tools say
 
 
 @pytest.mark.parametrize(

@@ -38,13 +38,13 @@ def test_stats_are_a_document_too(kept, capsys):
     assert main(["cache", "stats", "--json"]) == 0
 
     document = json.loads(capsys.readouterr().out)
-    assert {"entries", "size", "oldestMs", "newestMs", "sizeMax", "ttlMs"} == document.keys()
+    assert {"entries", "answers", "size", "oldestMs", "newestMs", "sizeMax", "ttlMs"} == document.keys()
     assert (2, 256 << 20, 30 * 86400000) == (document["entries"], document["sizeMax"], document["ttlMs"])
 
 
 def test_clear_takes_everything_away(kept, capsys):
     assert main(["cache", "clear"]) == 0
-    assert capsys.readouterr().out == "✓ 2 outcomes are gone\n"
+    assert capsys.readouterr().out == "✓ 2 entries are gone\n"
 
     assert main(["cache", "clear", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"removed": 0}

@@ -22,6 +22,10 @@ def run(tools):
     except PermissionError as error:
         return str(error)
 """
+ECHOES = """
+def run(params, tools):
+    return [tools.call("puppet/echo", text=str(number)) for number in range(params["times"])]
+"""
 WAITS = "def run(tools): tools.call('puppet/sleep', seconds=60)"
 
 
@@ -29,16 +33,17 @@ class Project:
     """One with a puppet that is approved; ``journal`` is what the puppet noted."""
 
     def __init__(self, folder):
-        self.folder, self.journal = folder / "project", folder / "journal"
+        self.folder, self.journal, self.down = folder / "project", folder / "journal", folder / "down"
         self.folder.mkdir()
-        server = {"command": sys.executable, "args": [PUPPET, "--journal", str(self.journal)]}
+        args = [PUPPET, "--journal", str(self.journal), "--down", str(self.down)]
+        server = {"command": sys.executable, "args": args}
         (self.folder / ".mcp.json").write_text(json.dumps({"mcpServers": {"puppet": server}}))
         assert run_cli("tools", "--approve", "puppet", cwd=self.folder).returncode == 0
 
     def run(self, *operations):
         phase = {"id": "p", "name": "P", "operations": list(operations)}
         (self.folder / "t.json").write_text(json.dumps({"name": "T", "phases": [phase]}))
-        done = run_cli("run", "t.json", "f", "--allow", "tool:puppet/*", "--json", cwd=self.folder)
+        done = run_cli("run", "t.json", "f", "--restart", "--allow", "tool:puppet/*", "--json", cwd=self.folder)
         assert done.stdout, done.stderr
         return done.returncode, json.loads(done.stdout)["results"]["phases"][0]["operations"]
 
@@ -78,6 +83,16 @@ def test_a_command_calls_tools_with_a_program_on_its_path(project):
     )
 
     assert (0, 5) == (code, operation["result"]["given"]["x"])
+
+
+def test_what_was_told_inside_is_kept_and_told_again_while_the_server_is_unavailable(project):
+    assert 0 == project.run(python(ECHOES, "puppet/echo", params={"times": 3}))[0]
+    project.down.touch()
+    code, (operation,) = project.run(python(ECHOES, "puppet/echo", params={"times": 3}))
+
+    (answer,) = operation["cachedAnswers"]
+    assert (0, ["0", "1", "2"], None) == (code, operation["result"], operation["cachedMs"])
+    assert ("puppet/echo", 3, True) == (answer["tool"], answer["times"], answer["unavailable"])
 
 
 def test_a_call_is_given_up_at_the_server_when_its_operation_is_over(project):

@@ -18,8 +18,10 @@ from egress.conftest import PATIENCE_S, everything, read_head
 from egress.test_messages import SMUGGLED
 
 from sage_sandbox.egress import connection
+from sage_sandbox.egress.known import AT_ONCE
 from sage_sandbox.egress.messages import HEAD_MAX
 from sage_sandbox.egress.session import CONTACTS_MAX, NotReached
+from sage_sandbox.hosts import Target
 from sage_sandbox.outcome import Contact
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -188,9 +190,9 @@ def test_a_name_that_turns_to_this_machine_is_refused_the_second_time(make_sessi
     names.answers = {"rebind.example": [["93.184.216.34"], ["127.0.0.1"]]}
     reached = []
 
-    def reach(addresses, port, session, tally):
-        reached.append((*addresses, port))
-        raise session.not_reached(tally, "not in a test")
+    def reach(admitted, port, session):
+        reached.append((*admitted.addresses, port))
+        raise session.not_reached(admitted, "not in a test")
 
     monkeypatch.setattr(connection, "_reach", reach)
     session = make_session("rebind.example:80")
@@ -261,7 +263,7 @@ def test_a_body_without_an_end_ends_the_connection(make_session, talk, host):
 def test_an_address_of_a_family_that_is_not_there_is_passed_over(make_session, talk, host, monkeypatch):
     port = host(lambda made: made.sendall(OK))
     session = make_session(f"localhost:{port}")
-    tally = session.note(Contact("localhost", port, "allowed"))
+    admitted = session.admit(Target("localhost", port))._replace(addresses=["::1", "127.0.0.1"])
     plain_socket = socket.socket
 
     def make(family, kind):
@@ -271,7 +273,7 @@ def test_an_address_of_a_family_that_is_not_there_is_passed_over(make_session, t
 
     with monkeypatch.context() as patched:
         patched.setattr(socket, "socket", make)
-        made = connection._reach(["::1", "127.0.0.1"], port, session, tally)
+        made = connection._reach(admitted, port, session)
     assert "127.0.0.1" == made.getpeername()[0]
     session.let_go(made)
 
@@ -426,9 +428,33 @@ def test_a_session_that_is_shut_ends_its_connections(make_session, talk, host):
 
 
 def test_a_host_is_not_connected_to_by_a_session_that_is_over(make_session):
-    session = make_session()
-    tally = session.note(Contact("h", 9, "allowed"))
+    session = make_session("127.0.0.1:9")
+    admitted = session.admit(Target("127.0.0.1", 9))
     session.shut()
 
     with pytest.raises(NotReached, match="too many connections"):
-        connection._reach(["127.0.0.1"], 9, session, tally)
+        connection._reach(admitted, 9, session)
+
+
+def test_no_more_than_four_connections_to_a_host_are_being_made_and_the_next_waits(make_session, talk, monkeypatch):
+    waiting: queue.Queue[str] = queue.Queue()
+    go_on = threading.Event()
+
+    def reach(admitted, _port, session):
+        waiting.put(admitted.tally.contact.host)
+        go_on.wait(PATIENCE_S)
+        raise session.given_up(admitted, "not in a test")
+
+    monkeypatch.setattr(connection, "_reach", reach)
+    session = make_session("127.0.0.1:80", "127.0.0.2:80")
+    clients = [talk(session) for _ in range(6)]
+    for client in clients[:5]:
+        client.sendall(get(80))
+    first = [waiting.get(timeout=PATIENCE_S) for _ in range(AT_ONCE)]
+    clients[5].sendall(get(80, host="127.0.0.2"))
+
+    assert ["127.0.0.1"] * AT_ONCE == first
+    assert "127.0.0.2" == waiting.get(timeout=PATIENCE_S)  # the fifth of the other one is not let past
+    assert waiting.empty()
+    go_on.set()
+    assert [b"HTTP/1.1 502"] * 6 == [everything(client)[:12] for client in clients]

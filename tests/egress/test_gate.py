@@ -71,6 +71,24 @@ def test_it_serves_one_operation_after_the_other(way_out, listener, host):
     assert process is way_out._process
 
 
+def test_a_host_that_fails_is_left_alone_for_the_next_operation_too(way_out, listener):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        target = f"127.0.0.1:{closed.getsockname()[1]}"
+    way_out.open(listener.fileno(), [target])
+    answers = [ask(listener, target) for _ in range(6)]
+    first = way_out.shut()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        way_out.open(other.fileno(), [target])
+        next_one = ask(other, target)
+        (second,) = way_out.shut()
+
+    assert all(b"502 Bad Gateway" in answer and b"onnection refused" in answer for answer in answers[:5])
+    assert b"left alone after 5 failures in a row, tried again in " in answers[5]
+    assert b"left alone" in next_one
+    assert [("failed", 5), ("breaker", 1), ("failed", 1)] == [(contact.verdict, contact.times) for contact in first]
+    assert ("failed", "left alone after 5 failures in a row") == (second.verdict, second.why)
+
+
 def test_it_is_confined_and_knows_nothing(way_out, listener):
     way_out.open(listener.fileno(), ["example.org:443"])
     assert way_out._process is not None

@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 from brokered import puppet, threaded, wait_for
 
+from sage_sandbox.broker.runs import Keeping
 from sage_sandbox.errors import ReferenceMissing
 from sage_sandbox.operations.base import Circumstances, Setting
 from sage_sandbox.operations.caller import Caller
 from sage_sandbox.operations.making import make_job
-from sage_sandbox.outcome import Violation
+from sage_sandbox.outcome import Outcome, Violation, rejected
 from sage_sandbox.policy import Limits, Policy
 from sage_sandbox.sandbox.calls import Call
 from sage_sandbox.sandbox.job import Job
@@ -120,6 +121,56 @@ def test_what_an_operation_left_waiting_ends_with_it(tmp_path):
         caller.close()
 
     assert [answer.kind for answer in answers] == ["cancelled"]
+
+
+def test_answers_of_before_are_noted_for_the_operation_that_was_given_them(tmp_path):
+    keeping = Keeping("ab" * 32, encrypt=True, ttl_s=60.0, first={"a/b": 60.0})
+    with threaded(tmp_path, keeping=keeping) as run:
+        caller = Caller()
+        caller.begin("a/b", run.tools.line)
+        fresh = caller.noted(caller.run(job("puppet/echo", text="hello")))
+        caller.begin("a/b", run.tools.line)
+        for _ in range(2):
+            caller.call(Call("puppet/echo", b'{"text": "hello"}'))
+        again = caller.noted(caller.run(job("puppet/echo", text="hello")))
+        caller.begin("a/b", run.tools.line)
+        other = caller.noted(Outcome("fulfilled"))
+        caller.close()
+
+    (answer,) = again.cached_answers
+    assert again.cached_s is not None
+    assert again.value() == "hello"
+    assert (answer.tool, answer.times, answer.unavailable) == ("puppet/echo", 3, False)
+    assert () == fresh.cached_answers == other.cached_answers
+    assert fresh.cached_s is None
+
+
+def test_what_failed_for_want_of_a_server_says_which(caller):
+    assert caller.call(Call("puppet/drop", b"{}")).kind == "transport"
+    failed = caller.noted(rejected("error", "TransportError: it ended its output"))
+    limited = caller.noted(rejected("limit", "memory"))
+
+    assert (failed.reason, failed.lacked) == ("unavailable", ("puppet",))
+    assert (limited.reason, limited.lacked) == ("limit", ("puppet",))
+    assert caller.noted(Outcome("fulfilled")) == Outcome("fulfilled")
+
+
+def test_a_call_that_was_waited_for_when_the_time_was_up_is_the_servers_fault(tmp_path):
+    journal = tmp_path / "journal"
+    with threaded(tmp_path, puppet("puppet", "--journal", str(journal))) as run:
+        caller = Caller()
+        caller.begin("a/b", run.tools.line)
+        child = threading.Thread(target=caller.call, args=(Call("puppet/stall", b"{}"),))
+        child.start()
+        wait_for(lambda: journal.exists() and "call stall" in journal.read_text())
+        late = caller.noted(rejected("timeout", "it took too long"))
+        failed = caller.noted(rejected("error", "it failed meanwhile"))
+        caller.end()
+        child.join(20)
+        caller.close()
+
+    assert (late.reason, late.lacked) == ("timeout", ("puppet",))
+    assert failed == rejected("error", "it failed meanwhile")
 
 
 def test_without_a_broker_there_are_no_tools():

@@ -193,6 +193,13 @@ def test_what_went_out_and_what_was_not_let_out_is_in_the_audit_log(journal: Jou
     }
 
 
+def test_a_host_that_is_left_alone_is_in_the_audit_log_as_that(journal: Journal, book: Book) -> None:
+    contacts = (Contact("api.example.org", 443, "breaker", "closed to open", times=1),)
+    journal.commit([phase("a", Outcome("fulfilled", contacts=contacts))])
+
+    assert "breaker: api.example.org:443: closed to open" in book.lines
+
+
 def test_what_was_turned_to_is_read_back(journal: Journal, tmp_path: Path) -> None:
     contacts = (Contact("api.example.org", 443, "allowed", times=2, sent=5, received=7),)
     journal.commit([phase("a", Outcome("fulfilled", contacts=contacts))])
