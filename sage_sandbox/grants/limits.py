@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from functools import cache
 from typing import Final
 
 from sage_sandbox.errors import NotGranted, UsageError
@@ -96,10 +97,15 @@ def workflow_limits(workflow: Workflow, overrides: AskedLimits, most: Limits) ->
     """The limits of every operation by (phase, operation); one NotGranted for all that ask for too much."""
     settled: dict[tuple[str, str], Limits] = {}
     refused: list[tuple[str, Excess]] = []
+
+    @cache
+    def settle(asked: AskedLimits, timeout_s: float | None) -> tuple[Limits, list[Excess]]:
+        return _settle(asked, timeout_s, overrides, most)
+
     for phase in workflow.phases:
         for operation in phase.operations:
             timeout_s = phase.timeout_s if operation.timeout_s is None else operation.timeout_s
-            limits, excesses = _settle(operation.limits, timeout_s, overrides, most)
+            limits, excesses = settle(operation.limits, timeout_s)
             settled[phase.id, operation.id] = limits
             refused += [(f"{phase.id}/{operation.id}", excess) for excess in excesses]
     _refuse(refused)
