@@ -132,7 +132,8 @@ class Loop:
         for name in self._earlier.phases:
             self._results.done(self._phases[name].dependencies)
         for name, phase in self._earlier.phases.items():
-            self._results.keep(name, ((item.id, item.outcome) for item in phase.operations), single=phase.single)
+            if self._results.is_awaited(name):  # what nobody asks for is not even decoded
+                self._results.keep(name, [(item.id, item.outcome) for item in phase.operations], single=phase.single)
 
     def _open_phases(self, names: Iterable[str]) -> None:
         queue = deque(names)

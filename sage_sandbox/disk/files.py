@@ -89,10 +89,10 @@ class Folder:
 
     def read(self, name: str, most: int, *, shared: bool = False) -> bytes:
         """The bytes of a file, of which there may be ``most``. ``shared``: others may write to it, too."""
-        fd = self.open_file(name, os.O_RDONLY, shared=shared)
+        fd, found = self._open_file(name, os.O_RDONLY, 0o600, shared=shared)
         try:
             # A file without end is refused before it is read, one that grows meanwhile as soon as it is too large.
-            size = os.fstat(fd).st_size
+            size = found.st_size
             data = _read_at_most(fd, size, most + 1) if size <= most else b""
         finally:
             os.close(fd)
@@ -102,6 +102,10 @@ class Folder:
 
     def open_file(self, name: str, flags: int, mode: int = 0o600, *, shared: bool = False) -> int:
         """Open a file that is kept open (a lock, a log); with ``O_CREAT`` it may be made."""
+        return self._open_file(name, flags, mode, shared=shared)[0]
+
+    def _open_file(self, name: str, flags: int, mode: int, *, shared: bool) -> tuple[int, os.stat_result]:
+        """The descriptor, and what it was found to be."""
         if flags & os.O_TRUNC:
             raise ValueError("O_TRUNC acts before anything is checked")
         try:
@@ -118,7 +122,7 @@ class Folder:
         except BaseException:
             os.close(fd)
             raise
-        return fd
+        return fd, found
 
     def write_new(self, name: str, data: bytes, *, durable: bool = True, mode: int = 0o600) -> None:
         """Put a file in place, whole or not at all; the folder is not fsynced. OSError: what was there is still there.
@@ -276,9 +280,12 @@ def _make_with_parents(path: Path) -> None:
 
 
 def _read_at_most(fd: int, expected: int, most: int) -> bytes:
+    """What a regular file holds; a read that asks for more than is ``expected``, and gets that, has come to its end."""
     data = b""
-    while len(data) < most and (more := os.read(fd, min(max(expected, 4096) + 1, most - len(data)))):
+    while (asked := min(max(expected, 4096) + 1, most - len(data))) and (more := os.read(fd, asked)):
         data += more
+        if len(data) == expected and len(more) < asked:
+            break
     return data
 
 

@@ -69,9 +69,13 @@ class Results:
         self._values: dict[str, bytes] = {}
         self._parsed: dict[str, Any] = {}
 
+    def is_awaited(self, phase: str) -> bool:
+        """Whether anybody will ask for a phase's result."""
+        return self._readers[phase] > 0
+
     def keep(self, phase: str, operations: Iterable[tuple[str, Outcome]], *, single: bool) -> None:
         """Hold a phase's result if anybody will ask for it."""
-        if self._readers[phase]:
+        if self.is_awaited(phase):
             self._values[phase] = phase_json(operations, single=single)
 
     def inputs(self, dependencies: Iterable[str]) -> bytes:

@@ -287,7 +287,7 @@ def decode_checkpoint(payload: bytes, path: str, generation: int) -> Checkpoint:
     head, _, rest = payload.partition(b",\n")
     outcomes, _, results = rest.partition(b",\n")
     with _naming("checkpoint", path):
-        raw = json.loads(b"%b}" % head)
+        raw = json.loads(f"{head.decode()}}}")  # bytes would be looked through for their encoding first
         if raw.get("version") != RECORD_VERSION:
             raw = upgrade("checkpoint", {**raw, **_read_line(outcomes)})
         return Checkpoint(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
 from typing import Final
 
@@ -53,7 +54,7 @@ def plan(workflow: Workflow) -> Plan:
 def plan_edges(edges: Edges) -> Plan:
     """Plan a bare graph: the dependencies of each phase, every one of which is itself a phase."""
     with collector_paused():
-        batches = _batches(edges)
+        batches = _batches(tuple(edges.items()))
         return Plan(
             batches=batches,
             critical_path=_critical_path(batches, edges),
@@ -79,7 +80,7 @@ def descendants(workflow: Workflow, phases: Iterable[str]) -> set[str]:
 def measure(edges: Edges) -> dict[str, int]:
     """``nodes``, ``edges`` and ``depth`` of a graph that need not be sound: one with a cycle has no depth, 0."""
     try:
-        depth = len(_batches(edges))
+        depth = len(_batches(tuple(edges.items())))
     except CycleError:
         depth = 0
     return {"nodes": len(edges), "edges": _count(edges), "depth": depth}
@@ -89,9 +90,10 @@ def _count(edges: Edges) -> int:
     return sum(map(len, edges.values()))
 
 
-def _batches(edges: Edges) -> tuple[tuple[str, ...], ...]:
-    position = {phase: number for number, phase in enumerate(edges)}
-    sorter = TopologicalSorter(edges)
+@lru_cache(maxsize=1)  # a graph is measured when its template is checked, and planned when it runs
+def _batches(edges: tuple[tuple[str, tuple[str, ...]], ...]) -> tuple[tuple[str, ...], ...]:
+    position = {phase: number for number, (phase, _) in enumerate(edges)}
+    sorter = TopologicalSorter(dict(edges))
     sorter.prepare()
     batches = []
     while ready := sorter.get_ready():
