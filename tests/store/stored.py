@@ -61,6 +61,11 @@ class Stored:
         self.project.mkdir(exist_ok=True, mode=0o700)
         self.place = project_place(self.project)
 
+    def find_place(self) -> None:
+        """Open the user's folder anew: it is another one once everything was put back."""
+        self.place.folder.close()
+        self.place = project_place(self.project)
+
     @property
     def state(self) -> Path:
         return self.project / ".sage" / "state"

@@ -268,7 +268,7 @@ def killed(stored, how, name, act):
     with counted.happening(), stored.opened() as store:
         act(store)
     before.restore()
-    stored.place = project_place(stored.project)
+    stored.find_place()
     calls = Calls(max(at for at, call in enumerate(counted.names, 1) if call == name), how)
     with calls.happening(), suppress(Crash), stored.opened() as store:
         act(store)
@@ -420,7 +420,7 @@ def prepared(name, in_memory):
 
 def happen(stored: Stored, scenario: Scenario, calls: Calls) -> tuple[Promised, SageError | None]:
     """Let a scenario run into its trouble; what it was promised until then, and what it was told."""
-    stored.place = project_place(stored.project)
+    stored.find_place()
     promised = Promised({RUN: {"a", "b"}, NEXT: set()})
     with calls.happening(), suppress(Crash):
         try:
@@ -440,7 +440,7 @@ def calls_of(stored: Stored, scenario: Scenario, *, opens: bool = False) -> list
 
 def check(stored: Stored, promised: Promised, where: str) -> None:
     """Nothing that was promised is lost, nothing is reported that was not, and everything goes on."""
-    stored.place = project_place(stored.project)
+    stored.find_place()
     try:
         found = stored.read()
     except NoSuchRun:
