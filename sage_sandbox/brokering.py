@@ -324,6 +324,15 @@ def notice_of(event: Mapping[str, Any]) -> Notice | None:
     return None
 
 
+def try_one(project: str, environ: Mapping[str, str]) -> None:
+    """Start a project's broker for nobody's sake, until it answers, and end it. SageError."""
+    tools = Tools.open(project, Needs((), {}), run="", feature="", environ=environ)
+    try:
+        tools.ask({"do": "nothing"}, START_S)
+    finally:
+        tools.close()
+
+
 # -- looking -------------------------------------------------------------------------------------------------------
 
 
@@ -339,14 +348,19 @@ class Seen:
 
 
 def look(
-    servers: Sequence[Server], project: str, environ: Mapping[str, str], *, reset: Collection[str] = ()
+    servers: Sequence[Server],
+    project: str,
+    environ: Mapping[str, str],
+    *,
+    audit_key: bytes,
+    reset: Collection[str] = (),
 ) -> Iterator[Seen]:
     """Ask approved servers, through the project's broker, what they offer; one that fails costs no other.
 
-    Those in ``reset`` are called again, also if they were left alone.
+    That each is asked is written down before it is. Those in ``reset`` are called again, also if they were left alone.
     """
     needs = needs_of(servers, {}, environ, shared_servers(environ))
-    tools = Tools.open(project, needs, run="", feature="", environ=environ)
+    tools = Tools.open(project, needs, run="", feature="", audit_key=audit_key, environ=environ)
     try:
         # One after the other: they are few, and each may be a program that is fetched first.
         for server in servers:
