@@ -9,16 +9,15 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
-import sys
 import threading
 import time
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final, Self
 
+from sage_sandbox.broker.booting import booted
 from sage_sandbox.broker.client import Connection, Hungup, Late, Line, specs_of
 from sage_sandbox.broker.runs import Keeping, Registration
 from sage_sandbox.broker.sockets import bind, connect, socket_name
@@ -50,19 +49,6 @@ _OWN_NAMES: Final = _SERVER_NAMES | {
     "SSL_CERT_DIR",
 }
 _PROXY_NAMES: Final = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"})
-
-_HOME: Final = str(Path(__file__).resolve().parents[1])
-_BOOT: Final = """\
-import sys
-from importlib.util import find_spec
-from os.path import realpath
-home, listener, path = sys.argv[1:]
-found = find_spec("sage_sandbox")
-if found is None or realpath(found.origin or "") != realpath(home + "/sage_sandbox/__init__.py"):
-    sys.path.insert(0, home)
-from sage_sandbox.broker_process import main
-sys.exit(main(int(listener), path))
-"""
 
 Tell = Callable[[Notice], None]
 
@@ -234,7 +220,7 @@ class Tools:
             _reap_later(self._process)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _BOOT, _HOME, str(listener.fileno()), self.line.path],
+                booted("broker_process", str(listener.fileno()), self.line.path),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,

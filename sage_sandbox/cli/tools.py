@@ -164,6 +164,8 @@ def _document(
                 "env": [name for name, _ in server.env],
                 "url": server.url,
                 "headers": [name for name, _ in server.headers],
+                "sandbox": server.sandbox,
+                "policy": server.policy,
                 "variables": server.variables(),
                 "approved": standing[server.name] == APPROVED,
                 "approval": standing[server.name],

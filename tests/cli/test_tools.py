@@ -121,7 +121,7 @@ def test_what_is_approved_is_asked_what_it_offers_and_nothing_else_is_started(pu
 
     assert done.returncode == 0
     assert "✓ approved, answers (puppet 7, protocol 2025-11-25, breaker: closed)" in done.stdout
-    assert "22 tools: echo, structured" in done.stdout
+    assert "24 tools: echo, structured" in done.stdout
     assert "it ended its output" in done.stdout
     assert "✗ not approved" in done.stdout
     assert not (puppets / MARK).exists()
