@@ -51,6 +51,8 @@ _OWN_NAMES: Final = _SERVER_NAMES | {
 _PROXY_NAMES: Final = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"})
 
 Tell = Callable[[Notice], None]
+AskStale = Callable[[str, float, int], bool]
+"""Whether answers that are so old (seconds) may stand in for a server; it ends once a descriptor becomes readable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,13 @@ class Tools:
     """
 
     def __init__(
-        self, folder: Folder, name: str, registration: Registration, environ: Mapping[str, str], tell: Tell
+        self,
+        folder: Folder,
+        name: str,
+        registration: Registration,
+        environ: Mapping[str, str],
+        tell: Tell,
+        ask: AskStale | None = None,
     ) -> None:
         self.line = Line(f"{folder.path}/{name}", registration.token)
         self._folder = folder
@@ -116,11 +124,13 @@ class Tools:
         self._registration = registration
         self._environ = environ
         self._tell = tell
+        self._ask_stale = ask
         self._closing = threading.Event()
         self._restarts = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr = -1
         self._connection = self._arrive()
+        self._give_up_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._hear, name="sage-tools", daemon=True)
         self._thread.start()
 
@@ -136,11 +146,12 @@ class Tools:
         keeping: Keeping | None = None,
         environ: Mapping[str, str] | None = None,
         tell: Tell = lambda _: None,
+        ask: AskStale | None = None,
     ) -> Self:
         """Register a run with its project's broker, starting that if there is none. SageError.
 
         ``keeping`` says how answers of tools are kept; None: none is. ``tell`` is called from another thread with what
-        happens to the servers.
+        happens to the servers, ``ask`` where old answers could stand in for one, if ``keeping`` says that it may be.
         """
         environ = os.environ if environ is None else environ
         real = os.path.realpath(project)
@@ -159,7 +170,7 @@ class Tools:
         )
         folder = open_runtime(environ)
         try:
-            return cls(folder, socket_name(real), registration, environ, tell)
+            return cls(folder, socket_name(real), registration, environ, tell, ask)
         except BaseException:
             folder.close()
             raise
@@ -183,7 +194,9 @@ class Tools:
             return
         self._closing.set()
         self._connection.hang_up()
+        os.eventfd_write(self._give_up_fd, 1)
         self._thread.join()
+        os.close(self._give_up_fd)
         self._connection.close()
         self._folder.close()
         if self._process is not None:
@@ -243,8 +256,20 @@ class Tools:
                 if self._closing.is_set() or not self._again():
                     return
                 continue
-            if notice := notice_of(event):
-                self._tell(notice)
+            match event:
+                case {"event": "ask", "server": str(server), "ageS": int() | float() as age_s}:
+                    self._decide(server, age_s)
+                case _ if notice := notice_of(event):
+                    self._tell(notice)
+
+    def _decide(self, server: str, age_s: float) -> None:
+        """Ask the user whether old answers may stand in, and pass on what they said: without a word nothing does."""
+        use = self._ask_stale is not None and self._ask_stale(server, age_s, self._give_up_fd)
+        if self._closing.is_set():
+            return
+        self._tell(Notice("info", f"cached data of {server} is {'used' if use else 'not used'}, as you said"))
+        with suppress(SageError):  # the broker has died: the call that asked has failed
+            self.ask({"do": "decide", "server": server, "use": use}, START_S)
 
     def _again(self) -> bool:
         words = self._last_words()

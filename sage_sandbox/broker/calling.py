@@ -135,6 +135,8 @@ class Calling:
         except (SessionLost, BreakerOpen) as error:
             if answers is None or (found := await answers.instead(request)) is None:
                 return _answer(error)
+            if not await answers.allowed(asked.server.name, lambda: _ask_age(asked, found)):
+                return _answer(error)
             given = await self._from_before(asked, found, unavailable=True)
             _tell_age(asked, found, answers.said, error)
             return given
@@ -252,6 +254,10 @@ class _Progress:
                 "text": clip(progress.text, ERROR_WIDTH),
             }
         )
+
+
+def _ask_age(asked: _Asked, found: Found) -> None:
+    asked.run.tell({"event": "ask", "server": asked.server.name, "ageS": round(found.age_s, 3)})
 
 
 def _tell_age(asked: _Asked, found: Found, said: set[str], error: Exception) -> None:
