@@ -519,7 +519,8 @@ def _keeping(journal: Journal, project_id: str, workflow: Workflow, ttl_s: float
     """How answers of tools are kept: which operations ask for one first, or want none, their template says."""
     from sage_sandbox.broker.runs import Keeping
 
-    operations = [(f"{phase.id}/{one.id}", one) for phase in workflow.phases for one in phase.operations]
+    every = ((f"{phase.id}/{one.id}", one) for phase in workflow.phases for one in phase.operations)
+    operations = [(name, one) for name, one in every if one.policy.tool]
     first = {
         name: ttl_s if one.cache_ttl_s is None else one.cache_ttl_s
         for name, one in operations
