@@ -20,7 +20,7 @@ from sage_sandbox.workflow.definition import AskedLimits, Template, Workflow
 
 if TYPE_CHECKING:
     from sage_sandbox.broker.runs import Keeping
-    from sage_sandbox.brokering import Needs
+    from sage_sandbox.brokering import AskStale, Needs
     from sage_sandbox.document import RunResult
     from sage_sandbox.events import Observer
     from sage_sandbox.grants.asking import Asker
@@ -54,7 +54,8 @@ class How:
     """How a run is to run, whatever it is: what `run` and `resume` have in common.
 
     ``environ`` is where keys and the values of granted names are read. ``ask_passphrase`` is asked where no key can be
-    kept; ``ask`` for grants that are missing, ``ask_server`` for tool servers that are not approved. Without ``cache``
+    kept; ``ask`` for grants that are missing, ``ask_server`` for tool servers that are not approved, ``ask_stale``
+    whether old answers may stand in for one that is unavailable (they do where nobody can be asked). Without ``cache``
     everything runs, and nothing is kept for other runs.
     """
 
@@ -67,6 +68,7 @@ class How:
     observers: tuple[Observer, ...] = ()
     ask: Asker | None = None
     ask_server: ServerAsker | None = None
+    ask_stale: AskStale | None = None
     ask_passphrase: Callable[[], str] | None = None
     environ: Mapping[str, str] | None = None
     cache: bool = True
@@ -508,7 +510,8 @@ def _ask_cache(how: How, journal: Journal, runner: Runner, workflow: Workflow) -
     )
     with suppress(OSError):
         cache.whole = hint_of(Path(workflow.source))
-    runner.cached_by(cache, _keeping(journal, place.id, workflow, ttl_s))
+    keeping = _keeping(journal, place.id, workflow, ttl_s)
+    runner.cached_by(cache, replace(keeping, asks=how.ask_stale is not None), how.ask_stale)
     return ""
 
 
@@ -516,7 +519,8 @@ def _keeping(journal: Journal, project_id: str, workflow: Workflow, ttl_s: float
     """How answers of tools are kept: which operations ask for one first, or want none, their template says."""
     from sage_sandbox.broker.runs import Keeping
 
-    operations = [(f"{phase.id}/{one.id}", one) for phase in workflow.phases for one in phase.operations]
+    every = ((f"{phase.id}/{one.id}", one) for phase in workflow.phases for one in phase.operations)
+    operations = [(name, one) for name, one in every if one.policy.tool]
     first = {
         name: ttl_s if one.cache_ttl_s is None else one.cache_ttl_s
         for name, one in operations

@@ -23,12 +23,12 @@ from sage_sandbox.errors import Locked, SageError
 LOCK_SUFFIX: Final = ".lock"
 
 
-def main(listener_fd: int, path: str) -> int:
+def main(listener_fd: int | str, path: str) -> int:
     """Serve the socket that was handed over; ``path`` is where it lies. Returns when its last user is gone."""
     _settle_in()
     from sage_sandbox.broker.sessions import connected
 
-    listener = socket.socket(fileno=listener_fd)
+    listener = socket.socket(fileno=int(listener_fd))
     end = End(Path(path), listener)
     asyncio.run(Broker(listener, connect=connected, make_record=open_record, may_end=end).serve())
     return 0

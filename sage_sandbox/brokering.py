@@ -9,16 +9,15 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
-import sys
 import threading
 import time
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final, Self
 
+from sage_sandbox.broker.booting import booted
 from sage_sandbox.broker.client import Connection, Hungup, Late, Line, specs_of
 from sage_sandbox.broker.runs import Keeping, Registration
 from sage_sandbox.broker.sockets import bind, connect, socket_name
@@ -51,20 +50,9 @@ _OWN_NAMES: Final = _SERVER_NAMES | {
 }
 _PROXY_NAMES: Final = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"})
 
-_HOME: Final = str(Path(__file__).resolve().parents[1])
-_BOOT: Final = """\
-import sys
-from importlib.util import find_spec
-from os.path import realpath
-home, listener, path = sys.argv[1:]
-found = find_spec("sage_sandbox")
-if found is None or realpath(found.origin or "") != realpath(home + "/sage_sandbox/__init__.py"):
-    sys.path.insert(0, home)
-from sage_sandbox.broker_process import main
-sys.exit(main(int(listener), path))
-"""
-
 Tell = Callable[[Notice], None]
+AskStale = Callable[[str, float, int], bool]
+"""Whether answers that are so old (seconds) may stand in for a server; it ends once a descriptor becomes readable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +110,13 @@ class Tools:
     """
 
     def __init__(
-        self, folder: Folder, name: str, registration: Registration, environ: Mapping[str, str], tell: Tell
+        self,
+        folder: Folder,
+        name: str,
+        registration: Registration,
+        environ: Mapping[str, str],
+        tell: Tell,
+        ask: AskStale | None = None,
     ) -> None:
         self.line = Line(f"{folder.path}/{name}", registration.token)
         self._folder = folder
@@ -130,11 +124,13 @@ class Tools:
         self._registration = registration
         self._environ = environ
         self._tell = tell
+        self._ask_stale = ask
         self._closing = threading.Event()
         self._restarts = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr = -1
         self._connection = self._arrive()
+        self._give_up_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._hear, name="sage-tools", daemon=True)
         self._thread.start()
 
@@ -150,11 +146,12 @@ class Tools:
         keeping: Keeping | None = None,
         environ: Mapping[str, str] | None = None,
         tell: Tell = lambda _: None,
+        ask: AskStale | None = None,
     ) -> Self:
         """Register a run with its project's broker, starting that if there is none. SageError.
 
         ``keeping`` says how answers of tools are kept; None: none is. ``tell`` is called from another thread with what
-        happens to the servers.
+        happens to the servers, ``ask`` where old answers could stand in for one, if ``keeping`` says that it may be.
         """
         environ = os.environ if environ is None else environ
         real = os.path.realpath(project)
@@ -173,7 +170,7 @@ class Tools:
         )
         folder = open_runtime(environ)
         try:
-            return cls(folder, socket_name(real), registration, environ, tell)
+            return cls(folder, socket_name(real), registration, environ, tell, ask)
         except BaseException:
             folder.close()
             raise
@@ -197,7 +194,9 @@ class Tools:
             return
         self._closing.set()
         self._connection.hang_up()
+        os.eventfd_write(self._give_up_fd, 1)
         self._thread.join()
+        os.close(self._give_up_fd)
         self._connection.close()
         self._folder.close()
         if self._process is not None:
@@ -234,7 +233,7 @@ class Tools:
             _reap_later(self._process)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _BOOT, _HOME, str(listener.fileno()), self.line.path],
+                booted("broker_process", str(listener.fileno()), self.line.path),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,
@@ -257,8 +256,20 @@ class Tools:
                 if self._closing.is_set() or not self._again():
                     return
                 continue
-            if notice := notice_of(event):
-                self._tell(notice)
+            match event:
+                case {"event": "ask", "server": str(server), "ageS": int() | float() as age_s}:
+                    self._decide(server, age_s)
+                case _ if notice := notice_of(event):
+                    self._tell(notice)
+
+    def _decide(self, server: str, age_s: float) -> None:
+        """Ask the user whether old answers may stand in, and pass on what they said: without a word nothing does."""
+        use = self._ask_stale is not None and self._ask_stale(server, age_s, self._give_up_fd)
+        if self._closing.is_set():
+            return
+        self._tell(Notice("info", f"cached data of {server} is {'used' if use else 'not used'}, as you said"))
+        with suppress(SageError):  # the broker has died: the call that asked has failed
+            self.ask({"do": "decide", "server": server, "use": use}, START_S)
 
     def _again(self) -> bool:
         words = self._last_words()
@@ -324,6 +335,15 @@ def notice_of(event: Mapping[str, Any]) -> Notice | None:
     return None
 
 
+def try_one(project: str, environ: Mapping[str, str]) -> None:
+    """Start a project's broker for nobody's sake, until it answers, and end it. SageError."""
+    tools = Tools.open(project, Needs((), {}), run="", feature="", environ=environ)
+    try:
+        tools.ask({"do": "nothing"}, START_S)
+    finally:
+        tools.close()
+
+
 # -- looking -------------------------------------------------------------------------------------------------------
 
 
@@ -339,14 +359,19 @@ class Seen:
 
 
 def look(
-    servers: Sequence[Server], project: str, environ: Mapping[str, str], *, reset: Collection[str] = ()
+    servers: Sequence[Server],
+    project: str,
+    environ: Mapping[str, str],
+    *,
+    audit_key: bytes,
+    reset: Collection[str] = (),
 ) -> Iterator[Seen]:
     """Ask approved servers, through the project's broker, what they offer; one that fails costs no other.
 
-    Those in ``reset`` are called again, also if they were left alone.
+    That each is asked is written down before it is. Those in ``reset`` are called again, also if they were left alone.
     """
     needs = needs_of(servers, {}, environ, shared_servers(environ))
-    tools = Tools.open(project, needs, run="", feature="", environ=environ)
+    tools = Tools.open(project, needs, run="", feature="", audit_key=audit_key, environ=environ)
     try:
         # One after the other: they are few, and each may be a program that is fetched first.
         for server in servers:

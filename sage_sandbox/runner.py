@@ -37,6 +37,7 @@ from sage_sandbox.workflow.planning import plan
 
 if TYPE_CHECKING:
     from sage_sandbox.broker.runs import Keeping
+    from sage_sandbox.brokering import AskStale
     from sage_sandbox.caching.cache import Cache
 
 __all__ = ["RunResult", "Runner", "parallel_limit", "warm", "workflow_timeout"]
@@ -127,6 +128,7 @@ class Runner:
         self._server: Server | None = None
         self._cache: Cache | None = None
         self._keeping: Keeping | None = None
+        self._ask_stale: AskStale | None = None
         self._earlier = earlier or Earlier()
         self._needs = needs
         self._completed = len(self._earlier.phases)
@@ -164,13 +166,14 @@ class Runner:
         self.workflow_id = journal.run
         self._terms = replace(self._terms, setting=replace(self._terms.setting, run=journal.run))
 
-    def cached_by(self, cache: Cache, keeping: Keeping | None = None) -> None:
+    def cached_by(self, cache: Cache, keeping: Keeping | None = None, ask_stale: AskStale | None = None) -> None:
         """Ask a cache before anything is run, and have it keep what comes of it; it is closed at the end.
 
-        ``keeping`` says how answers of tools are kept beside it.
+        ``keeping`` says how answers of tools are kept beside it, ``ask_stale`` is asked whether one may stand in.
         """
         self._cache = cache
         self._keeping = keeping
+        self._ask_stale = ask_stale
 
     def run(self) -> RunResult:
         """Run to the end. Raises SandboxUnavailable if this machine cannot confine; leaves no process in any case."""
@@ -237,6 +240,7 @@ class Runner:
             feature=self._feature,
             audit_key=self._journal.audit_key if self._journal is not None else b"",
             keeping=self._keeping,
+            ask=self._ask_stale,
             environ=setting.environ,
             tell=self._tell,
         )

@@ -26,6 +26,8 @@ TOOLS = {
     "pid": {"readOnlyHint": True},
     "count": {},
     "progress": {},
+    "open": {},
+    "write": {},
     "drop": {},
     "drop-safe": {"idempotentHint": True},
     "stall": {},
@@ -153,6 +155,21 @@ class Puppet:
             about = {"progressToken": token, "progress": done, "total": 3, "message": f"step {done}"}
             self.say({"jsonrpc": "2.0", "method": "notifications/progress", "params": about})
         self.text(number, "done")
+
+    def do_open(self, number, given, params):
+        try:
+            with open(given["path"], encoding="utf-8") as file:  # noqa: PTH123
+                self.text(number, file.read())
+        except OSError as error:
+            self.text(number, type(error).__name__)
+
+    def do_write(self, number, given, params):
+        try:
+            with open(given["path"], "w", encoding="utf-8") as file:  # noqa: PTH123
+                file.write("written")
+            self.text(number, "written")
+        except OSError as error:
+            self.text(number, type(error).__name__)
 
     def do_rpc_error(self, number, given, params):
         self.say({"jsonrpc": "2.0", "id": number, "error": {"code": -32602, "message": "no such argument"}})

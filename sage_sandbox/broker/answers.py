@@ -71,6 +71,7 @@ class Answers:
         self._scrubber = scrubber
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sage-answers")
         self._waiting = 0
+        self._decided: dict[str, asyncio.Future[bool]] = {}
 
     async def first(self, request: Request) -> Found | None:
         """The answer that makes a call needless, where the operation's template says that there may be one."""
@@ -82,6 +83,20 @@ class Answers:
         if request.operation in self._keeping.never:
             return None
         return await self._find(request, self._keeping.ttl_s)
+
+    async def allowed(self, server: str, ask: Callable[[], None]) -> bool:
+        """Whether old answers may stand in for a server: ``ask`` where there is somebody to ask, once in a run."""
+        if not self._keeping.asks:
+            return True
+        if server not in self._decided:
+            self._decided[server] = asyncio.get_running_loop().create_future()
+            ask()
+        return await asyncio.shield(self._decided[server])
+
+    def decide(self, server: str, *, use: bool) -> None:
+        """What they said; the first word counts."""
+        if server in self._decided and not self._decided[server].done():
+            self._decided[server].set_result(use)
 
     def keep(self, request: Request, value: bytes, *, read_only: bool) -> None:
         """Keep an answer, soon. Of a tool that may change something only where the template says so.

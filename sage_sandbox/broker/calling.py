@@ -135,8 +135,10 @@ class Calling:
         except (SessionLost, BreakerOpen) as error:
             if answers is None or (found := await answers.instead(request)) is None:
                 return _answer(error)
+            if not await answers.allowed(asked.server.name, lambda: _ask_age(asked, found)):
+                return _answer(error)
             given = await self._from_before(asked, found, unavailable=True)
-            _tell_age(asked, found, answers.said, error)
+            _tell_age(asked, found, answers.said)
             return given
         if answer.ok and answers is not None:
             answers.keep(request, answer.value, read_only=asked.read_only)
@@ -254,13 +256,16 @@ class _Progress:
         )
 
 
-def _tell_age(asked: _Asked, found: Found, said: set[str], error: Exception) -> None:
+def _ask_age(asked: _Asked, found: Found) -> None:
+    asked.run.tell({"event": "ask", "server": asked.server.name, "ageS": round(found.age_s, 3)})
+
+
+def _tell_age(asked: _Asked, found: Found, said: set[str]) -> None:
     """Tell a run's user, once for each server, that old answers stand in for it."""
     name = asked.server.name
     if name not in said:
         said.add(name)
-        why = clip(str(error), ERROR_WIDTH)
-        asked.run.tell({"event": "stale", "server": name, "ageS": round(found.age_s, 3), "why": why})
+        asked.run.tell({"event": "stale", "server": name, "ageS": round(found.age_s, 3)})
 
 
 def _tell_failure(asked: _Asked, failed: Failed) -> None:

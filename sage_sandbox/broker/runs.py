@@ -17,7 +17,8 @@ class Keeping:
     """How a run's answers of tools are kept: sealed with ``key`` (hex), or authenticated where not ``encrypt``.
 
     ``ttl_s`` is how old one may be that stands in for a server. ``first`` are operations (``phase/operation``) that are
-    answered from what is kept if it is not older than so many seconds, ``never`` those for which nothing is kept.
+    answered from what is kept if it is not older than so many seconds, ``never`` those for which nothing is kept. With
+    ``asks`` there is somebody to be asked whether an old answer may stand in.
     """
 
     key: str = field(repr=False)
@@ -25,6 +26,7 @@ class Keeping:
     ttl_s: float
     first: Mapping[str, float] = field(default_factory=dict)
     never: tuple[str, ...] = ()
+    asks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ def read_registration(raw: Mapping[str, Any]) -> Registration:
 
 
 def _read_keeping(raw: Mapping[str, Any]) -> Keeping:
-    return Keeping(raw["key"], raw["encrypt"], raw["ttl_s"], dict(raw["first"]), tuple(raw["never"]))
+    return Keeping(raw["key"], raw["encrypt"], raw["ttl_s"], dict(raw["first"]), tuple(raw["never"]), raw["asks"])
 
 
 @dataclass(eq=False, slots=True)

@@ -204,6 +204,9 @@ class Broker:
                 return {"ok": True}, _listed(await self._calling.tools(run, operation))
             case {"do": "look", "server": str(name), "start": bool(start)} if name in run.servers:
                 return await self._look(run, run.servers[name], start=start)
+            case {"do": "decide", "server": str(name), "use": bool(use)} if run in self._answers:
+                self._answers[run].decide(name, use=use)
+                return {"ok": True}, b""
             case {"do": "reset", "server": str(name)} if name in run.servers:
                 self._services.of(run.servers[name]).breaker.reset()
                 return {"ok": True}, b""

@@ -20,6 +20,7 @@ from mcp.client import Client
 from pydantic import ValidationError
 
 from sage_sandbox.broker.base import OnProgress, Progress, SessionLost, Silent, ToolRefused
+from sage_sandbox.broker.booting import booted
 from sage_sandbox.broker.http import NOTE, Note, address_transport
 from sage_sandbox.broker.services import spoken
 from sage_sandbox.broker.stdio import Program, program_transport
@@ -27,7 +28,7 @@ from sage_sandbox.sandbox.calls import ToolSpec
 from sage_sandbox.toolservers.definition import Server
 
 if TYPE_CHECKING:
-    from mcp.client._transport import Transport
+    from mcp.client._transport import Transport, TransportStreams
     from mcp.shared.dispatcher import ProgressFnT
 
 PAGES_MAX: Final = 20
@@ -44,7 +45,9 @@ async def connected(server: Server, environ: Mapping[str, str], cwd: str) -> Asy
     note = Note()
     NOTE.set(note)
     transport: Any
-    if server.command:
+    if server.sandbox:
+        transport = _confined(server, environ, cwd, program)
+    elif server.command:
         argv = (server.command, *server.args)
         # A folder of a stranger's is its working directory: what lies there must not become its code.
         transport = program_transport(argv, {**environ, "PYTHONSAFEPATH": "1", **dict(server.env)}, cwd, program)
@@ -57,6 +60,24 @@ async def connected(server: Server, environ: Mapping[str, str], cwd: str) -> Asy
             yield session
     except (OSError, MCPError, ExceptionGroup) as error:
         raise SessionLost(_why(_first_words(error, server), program, note), sent=False, asked_s=note.asked_s) from error
+
+
+@asynccontextmanager
+async def _confined(
+    server: Server, environ: Mapping[str, str], cwd: str, program: Program
+) -> AsyncIterator[TransportStreams]:
+    """Speak with a server in a sandbox of its own: with a process of ours, of which it is the operation."""
+    spec = {"argv": (server.command, *server.args), "env": server.env, "policy": server.policy, "project": cwd}
+    fd = os.memfd_create("server", os.MFD_CLOEXEC)
+    try:
+        os.write(fd, json.dumps(spec).encode())
+        os.lseek(fd, 0, os.SEEK_SET)
+        # What the definition sets is for the server: in the environment of who confines it, it could undo that.
+        ours = {**environ, "PYTHONSAFEPATH": "1"}
+        async with program_transport(booted("sandboxed_server", str(fd)), ours, "/", program, (fd,)) as streams:
+            yield streams
+    finally:
+        os.close(fd)
 
 
 def _first_words(error: Exception, server: Server) -> str:

@@ -54,7 +54,7 @@ class Program:
 
 @asynccontextmanager
 async def program_transport(
-    argv: tuple[str, ...], environ: Mapping[str, str], cwd: str, program: Program
+    argv: tuple[str, ...], environ: Mapping[str, str], cwd: str, program: Program, pass_fds: tuple[int, ...] = ()
 ) -> AsyncIterator[TransportStreams]:
     """Start a program and speak with it over its stdin and stdout. OSError if it cannot be started."""
     process = await asyncio.create_subprocess_exec(
@@ -66,6 +66,7 @@ async def program_transport(
         cwd=cwd,
         start_new_session=True,
         limit=_PIECE,
+        pass_fds=pass_fds,
     )
     heard_in, heard = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     said, said_out = anyio.create_memory_object_stream[SessionMessage](0)

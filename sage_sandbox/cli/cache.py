@@ -14,7 +14,7 @@ from sage_sandbox.cli import options
 
 @click.group("cache")
 def command() -> None:
-    """Show or throw away what is kept so that the same operation need not run, or the same tool be asked, again."""
+    """Show or throw away what is kept so that the same operation need not run again."""
 
 
 @command.command("stats")

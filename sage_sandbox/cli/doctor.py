@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import tempfile
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -13,7 +16,7 @@ from sage_sandbox.cli import options
 from sage_sandbox.errors import ExitCode, SandboxUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from sage_sandbox.sandbox.probe import Feature
 
@@ -23,8 +26,9 @@ if TYPE_CHECKING:
 def command(*, as_json: bool) -> int:
     """Say which kernel features are here, what each gives, and how to get the others.
 
-    Every feature is tried, not looked up; the last line is an operation that was run confined. Marks: ✓ here, ✗ missing
-    and needed, – missing and replaced by something weaker that an outcome names.
+    Every feature is tried, not looked up, and so are the processes by which operations reach hosts and tools; the last
+    line is an operation that was run confined. Marks: ✓ here, ✗ missing and needed, – missing and replaced by something
+    weaker that an outcome names, or what asks for it is refused.
 
     Exits 0 if operations can be confined at level full, else 14.
     """
@@ -43,7 +47,33 @@ def _probe() -> tuple[Feature, ...]:
         )
     from sage_sandbox.sandbox.probe import probe
 
-    return probe()
+    *found, level = probe()
+    return (*found, *_processes(), level)
+
+
+def _processes() -> Iterator[Feature]:
+    """What runs beside operations that reach out, each started once for nothing."""
+    from sage_sandbox.brokering import try_one as try_broker
+    from sage_sandbox.egress.gate import try_one as try_proxy
+
+    yield _tried("egress proxy", "net grants: operations reach granted hosts, and no others", try_proxy)
+    gives = "tool grants: sessions and credentials in one process"
+    with tempfile.TemporaryDirectory(prefix="sage-doctor-") as folder:
+        yield _tried("tool broker", gives, lambda: try_broker(folder, os.environ))
+
+
+def _tried(name: str, gives: str, act: Callable[[], None]) -> Feature:
+    from sage_sandbox.errors import SageError
+    from sage_sandbox.sandbox.probe import Feature
+
+    began = time.monotonic()
+    try:
+        act()
+    except (SageError, OSError) as error:
+        return Feature(name, False, gives, str(error), getattr(error, "hint", ""), needed=False)
+    return Feature(
+        name, True, gives, f"started and ended in {(time.monotonic() - began) * 1000:.0f} ms", "", needed=False
+    )
 
 
 def _document(features: Sequence[Feature]) -> str:

@@ -53,6 +53,7 @@ def run_options() -> Callable[[F], F]:
 def how_of(settings: dict[str, Any], *, as_json: bool) -> How:
     """What was typed, as the library takes it: on a terminal there is somebody to ask."""
     from sage_sandbox.api import How
+    from sage_sandbox.cli.stale import terminal_stale_asker
     from sage_sandbox.grants.asking import terminal_asker
     from sage_sandbox.grants.asking_servers import terminal_server_asker
     from sage_sandbox.observe.progress import Progress
@@ -68,6 +69,7 @@ def how_of(settings: dict[str, Any], *, as_json: bool) -> How:
         cache=not settings["no_cache"],
         ask=None if as_json else terminal_asker(),
         ask_server=None if as_json else terminal_server_asker(),
+        ask_stale=None if as_json else terminal_stale_asker(),
         ask_passphrase=passphrase_asker(as_json=as_json),
     )
 

@@ -46,7 +46,8 @@ def command(*, name: str | None, approved: tuple[str, ...], reset: tuple[str, ..
 
     Servers are defined in .mcp.json and .sage/config.toml. A project's definition is a request: nothing is started,
     contacted or expanded for it before you approved it, and it is asked about again when it changes. Those that are
-    approved are asked what they offer; a server that runs of this project found broken is shown as that.
+    approved are asked what they offer, which is in the audit log; a server that runs of this project found broken is
+    shown as that.
     """
     from sage_sandbox.cli.rendering import render_problems
     from sage_sandbox.cli.running import keep_private
@@ -61,7 +62,8 @@ def command(*, name: str | None, approved: tuple[str, ...], reset: tuple[str, ..
     standing = {server.name: _standing(server, project, approvals) for server in servers}
     for server in reset:
         catalog.find(server)  # a name that is none is an error
-    seen = _look([server for server in servers if standing[server.name] == APPROVED], project, reset)
+    asked = [server for server in servers if standing[server.name] == APPROVED]
+    seen = _look(asked, project, reset, as_json=as_json)
     if as_json:
         click.echo(json.dumps(_document(servers, standing, seen, catalog), indent=2))
     else:
@@ -94,11 +96,20 @@ def _standing(server: Server, project: Path, approvals: Approvals) -> str:
     return "changed since it was approved" if approvals.knew(server, project) else "not approved"
 
 
-def _look(servers: Sequence[Server], project: Path, reset: Collection[str]) -> dict[str, Seen]:
-    """Ask approved servers what they offer, and the project's broker how they stand."""
+def _look(servers: Sequence[Server], project: Path, reset: Collection[str], *, as_json: bool) -> dict[str, Seen]:
+    """Ask approved servers what they offer, and the project's broker how they stand; first that is written down."""
     from sage_sandbox.brokering import look
+    from sage_sandbox.cli.running import passphrase_asker
+    from sage_sandbox.disk.places import project_place
+    from sage_sandbox.store.opening import open_keys
 
-    return {seen.name: seen for seen in look(servers, str(project), os.environ, reset=reset)} if servers else {}
+    if not servers:
+        return {}
+    place = project_place(project)
+    with place.folder:
+        keys = open_keys(os.environ, place, ask_passphrase=passphrase_asker(as_json=as_json))
+    found = look(servers, str(project), os.environ, audit_key=keys.audit_key(place.id), reset=reset)
+    return {seen.name: seen for seen in found}
 
 
 def _lines(
@@ -153,6 +164,8 @@ def _document(
                 "env": [name for name, _ in server.env],
                 "url": server.url,
                 "headers": [name for name, _ in server.headers],
+                "sandbox": server.sandbox,
+                "policy": server.policy,
                 "variables": server.variables(),
                 "approved": standing[server.name] == APPROVED,
                 "approval": standing[server.name],

@@ -107,6 +107,20 @@ class Gate:
         return ours
 
 
+def try_one() -> None:
+    """Start a proxy as a worker does, until it is confined and ready, and end it. SandboxUnavailable."""
+    gate = Gate()
+    try:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            gate.open(listener.fileno(), ())
+            if DIED in gate.shut():
+                raise _unavailable("it died")
+    finally:
+        gate.close()
+
+
 def _unavailable(why: str) -> SandboxUnavailable:
     return SandboxUnavailable(
         f"the proxy that net grants go through cannot be had: {why}", "sage-sandbox doctor", "egress proxy"

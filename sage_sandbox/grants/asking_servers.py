@@ -48,7 +48,8 @@ def render(question: ServerQuestion) -> str:
         lines += shown(server)
         if server.name in question.changed:
             lines.append("    It has changed since you approved it.")
-    lines.append("A program that is started here is not confined: it can do whatever you can.")
+    if any(server.command and not server.sandbox for server in question.servers):
+        lines.append("A program that is started here outside a sandbox is not confined: it can do whatever you can.")
     return (
         "\n".join((*lines, ""))
         + f"Approve {'them' if many else 'it'}? y = yes, remembered until it changes, n = no [n] "
@@ -59,7 +60,9 @@ def shown(server: Server) -> Iterator[str]:
     """A definition, line by line. A value that is likely a secret is named and not shown."""
     yield f"  {escape(server.name)} ({escape(server.source)})"
     if server.command:
-        yield f"    starts, in the project's folder: {' '.join(quote(word) for word in (server.command, *server.args))}"
+        where = "in a sandbox of its own" if server.sandbox else "in the project's folder"
+        yield f"    starts, {where}: {' '.join(quote(word) for word in (server.command, *server.args))}"
+        yield from (f"    may touch: {quote(grant)}" for grant in server.policy)
     else:
         yield f"    calls: {quote(server.url)}"
     yield from (f"    environment: {_shown_value(name, text)}" for name, text in server.env)

@@ -21,7 +21,8 @@ class Server:
     """One definition: a program that is started (``command``), or an address that is called (``url``).
 
     Every text is as it stands in ``source``. ``at_once`` and ``per_second`` are how many calls it gets; None: the
-    default, and no rate.
+    default, and no rate. With ``sandbox`` the program runs in a kernel sandbox of its own and may touch what ``policy``
+    names, grants as they are typed.
     """
 
     name: str
@@ -33,11 +34,15 @@ class Server:
     headers: tuple[tuple[str, str], ...] = ()
     at_once: int | None = None
     per_second: float | None = None
+    sandbox: bool = False
+    policy: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) over everything that decides what is started or contacted, and with which values."""
-        parts = [self.name, self.command, self.args, self.env, self.url, self.headers]
+        """SHA-256 (hex) over everything that decides what is started or contacted, how, and with which values."""
+        parts: list[Any] = [self.name, self.command, self.args, self.env, self.url, self.headers]
+        if self.sandbox:
+            parts.append({"sandbox": self.policy})
         return hashlib.sha256(json.dumps(parts, separators=(",", ":")).encode()).hexdigest()
 
     def variables(self) -> tuple[str, ...]:
@@ -61,6 +66,8 @@ class Server:
             tuple((name, expand(text, values)) for name, text in self.headers),
             self.at_once,
             self.per_second,
+            self.sandbox,
+            self.policy,
         )
 
     def _texts(self) -> Iterator[str]:
@@ -84,6 +91,8 @@ def from_document(raw: Mapping[str, Any]) -> Server:
         _pairs(raw["headers"]),
         raw["at_once"],
         raw["per_second"],
+        raw["sandbox"],
+        tuple(raw["policy"]),
     )
 
 

@@ -28,6 +28,7 @@ AT_ONCE_MAX: Final = 64
 _WHERE_FROM: Final = f"servers are defined in {MCP_JSON} and {CONFIG_TOML}"
 _STDIO: Final = ("command", "args", "env")
 _HTTP: Final = ("url", "headers")
+_GRANTS: Final = {"read": "read", "write_through": "write-through"}
 _PACE: Final = ("at_once", "per_second")
 _NEVER: Final = frozenset({*STATE_KEY_NAMES, "SAGE_STATE_KEY_FILE"})
 
@@ -117,7 +118,7 @@ class _Reader:
     def __init__(self, file: str, section: str, pace: tuple[str, ...], *, strict: bool) -> None:
         self._file = file
         self._section = section
-        self._known = ("type", *_STDIO, *_HTTP, *pace, "sandbox")
+        self._known = ("type", *_STDIO, *_HTTP, *pace, "sandbox", "policy")
         self._strict = strict
         self._problems: list[Problem] = []
 
@@ -159,8 +160,6 @@ class _Reader:
                 more = f", did you mean {close[0]}?" if close else ""
                 text = f"is not known here{more}" if self._strict else f"is not known here and is left out{more}"
                 self._add(f"{path}.{clip(key, 80)}", text, warning=not self._strict)
-        if raw.get("sandbox", False) is not False:
-            self._add(f"{path}.sandbox", "running a server in a sandbox is not available in this version")
         kind = raw.get("type")
         if kind not in (None, "stdio", "http", "streamable-http"):
             self._add(f"{path}.type", f"must be stdio or http, not {clip(str(kind), 40)}")
@@ -187,6 +186,8 @@ class _Reader:
             tuple(self._headers(raw, path)),
             self._at_once(raw, path),
             self._per_second(raw, path),
+            self._sandbox(raw, path),
+            tuple(self._policy(raw, path)),
         )
 
     def _text(self, value: Any, path: str, *, required: bool = False) -> str:
@@ -244,6 +245,33 @@ class _Reader:
             return float(value)
         self._add(f"{path}.per_second", "must be a number above 0")
         return None
+
+    def _sandbox(self, raw: Mapping[str, Any], path: str) -> bool:
+        value = raw.get("sandbox", False)
+        if not isinstance(value, bool):
+            self._add(f"{path}.sandbox", "must be true or false")
+        elif value and "url" in raw:
+            self._add(f"{path}.sandbox", "does not fit a server that is called at a url")
+        return value is True
+
+    def _policy(self, raw: Mapping[str, Any], path: str) -> Iterator[str]:
+        """What a server in a sandbox may touch, as grants."""
+        value = raw.get("policy", {})
+        if "policy" in raw and raw.get("sandbox") is not True:
+            self._add(f"{path}.policy", "is for a server in a sandbox: without sandbox: true nothing would hold it")
+        if not isinstance(value, dict):
+            self._add(f"{path}.policy", "must be a mapping")
+            return
+        for key, paths in value.items():
+            below = f"{path}.policy.{clip(key, 80)}"
+            if key not in _GRANTS:
+                self._add(below, f"a server in a sandbox is granted {' and '.join(_GRANTS)} in this version, no more")
+            elif not isinstance(paths, list) or not all(isinstance(text, str) and text for text in paths):
+                self._add(below, "must be a list of paths")
+            elif any("\0" in text for text in paths):
+                self._add(below, "must not hold a NUL character")
+            else:
+                yield from (f"{_GRANTS[key]}:{text}" for text in paths)
 
 
 def _kind(raw: Mapping[str, Any]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -306,3 +308,57 @@ def test_where_answers_lie_is_this_projects(project, server, tmp_path, down):
         assert not unavailable(run).ok
     assert isinstance(run, Registered)
     assert Path(other / ".sage" / "cache").exists()
+
+
+# -- whether one may stand in --------------------------------------------------------------------------------------
+
+
+def asking_run(project, server, say, **more):
+    return keeping_run(project, server, keeping=replace(KEEPING, asks=True), ask=say, **more)
+
+
+@pytest.mark.parametrize("use", [True, False])
+def test_where_there_is_somebody_they_are_asked_once_for_each_server_in_a_run(project, server, down, use):
+    kept_by(project, server, "echo", "pid")
+    asked = []
+
+    def say(name, age_s, _give_up_fd):
+        asked.append((name, age_s >= 0))
+        return use
+
+    down.touch()
+    with asking_run(project, server, say) as run:
+        given = [unavailable(run).ok, unavailable(run, "pid", text="hello").ok, unavailable(run).ok]
+        wait_for(lambda: any("as you said" in notice.text for notice in run.told))
+
+    assert ([use] * 3, [("puppet", True)]) == (given, asked)
+    assert f"cached data of puppet is {'used' if use else 'not used'}, as you said" in [one.text for one in run.told]
+
+
+def test_a_question_that_nobody_answers_ends_with_the_run(project, server, down):
+    kept_by(project, server, "echo")
+    down.touch()
+    asked, given_up = threading.Event(), []
+
+    def say(_name, _age_s, give_up_fd):
+        asked.set()
+        given_up.append(select.select([give_up_fd], [], [], 30)[0] == [give_up_fd])
+        return True
+
+    with asking_run(project, server, say) as run:
+        calling = threading.Thread(target=unavailable, args=(run,))
+        calling.start()
+        assert asked.wait(30)
+        run.tools.close()
+        calling.join(30)
+
+    assert [True] == given_up
+    assert not calling.is_alive()
+
+
+def test_an_answer_to_no_question_decides_nothing(project, server):
+    with asking_run(project, server, lambda *_: True) as run, keeping_run(project, keeping=None, run="2") as other:
+        run.tools.ask({"do": "decide", "server": "puppet", "use": False}, 10)
+        said, _ = other.tools.ask({"do": "decide", "server": "puppet", "use": False}, 10)
+
+    assert said["kind"] == "denied"

@@ -171,7 +171,7 @@ def test_runs_that_come_and_go_at_once_all_find_a_broker(project):
 
 
 def test_a_process_that_cannot_start_says_why(project, monkeypatch):
-    monkeypatch.setattr("sage_sandbox.brokering._BOOT", "raise SystemExit('no such thing as a broker')")
+    monkeypatch.setattr("sage_sandbox.broker.booting._BOOT", "raise SystemExit('no such thing as a broker')")
     with registered(project) as run:
         wait_for(lambda: len(run.told) == 2)
 

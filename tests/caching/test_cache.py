@@ -11,7 +11,7 @@ from sage_sandbox.caching.base import Question, may_be_cached
 from sage_sandbox.caching.cache import Cache, cache_ttl, may_be_kept
 from sage_sandbox.disk.places import project_place
 from sage_sandbox.errors import UsageError
-from sage_sandbox.outcome import Artifact, Outcome, rejected
+from sage_sandbox.outcome import Artifact, CachedAnswer, Outcome, rejected
 from sage_sandbox.policy import Policy
 from sage_sandbox.sandbox.job import Job
 from sage_sandbox.store.cache import CacheStore
@@ -184,6 +184,7 @@ def test_what_reaches_out_is_asked_for_only_where_its_template_says_so(policy, a
         Outcome("fulfilled", level="none"),
         Outcome("fulfilled", level="full", artifacts=(Artifact("a", 1, "0"),)),
         Outcome("fulfilled", level="full", scrubbed=1),
+        Outcome("fulfilled", level="full", cached_answers=(CachedAnswer("a/b", 1.0, unavailable=True),)),
     ],
 )
 def test_not_every_outcome_stands_for_another_run(outcome):

@@ -10,7 +10,8 @@ from click.testing import CliRunner
 from commands import run_cli
 
 from sage_sandbox.cli import doctor
-from sage_sandbox.errors import SandboxUnavailable
+from sage_sandbox.egress.gate import DIED, Gate, try_one
+from sage_sandbox.errors import SageError, SandboxUnavailable
 from sage_sandbox.sandbox import probe
 from sage_sandbox.sandbox.probe import Feature
 
@@ -26,6 +27,7 @@ NOT_FULL = Feature("level full", False, "operations run", "needs pidfd", "Linux 
 def run(monkeypatch, *features, args=()):
     """The verb with these findings; exit code and output."""
     monkeypatch.setattr(probe, "probe", lambda: features)
+    monkeypatch.setattr(doctor, "_processes", lambda: ())
     done = CliRunner().invoke(doctor.command, args, standalone_mode=False)
     return done.return_value, done.output
 
@@ -81,4 +83,22 @@ def test_on_this_machine_the_exit_code_tells_whether_level_full_can_be_had():
 
     assert done.stderr == ""
     assert {"full": 0, "none": 14}[document["level"]] == done.returncode
-    assert document["features"][-1]["name"] == "level full"
+    assert ["egress proxy", "tool broker", "level full"] == [row["name"] for row in document["features"]][-3:]
+    assert [True, True] == [row["here"] for row in document["features"][-3:-1]]
+
+
+def test_a_process_that_cannot_be_had_says_why_and_is_no_need_of_every_operation(monkeypatch):
+    monkeypatch.setattr("sage_sandbox.egress.gate.proxy.receive", lambda *_: (_ for _ in ()).throw(EOFError))
+    monkeypatch.setattr("sage_sandbox.brokering.open_runtime", lambda _: (_ for _ in ()).throw(SageError("no", "do")))
+    proxy, broker = doctor._processes()
+
+    assert (False, False) == (proxy.here, proxy.needed)
+    assert "the proxy that net grants go through cannot be had: it did not start" in proxy.detail
+    assert ("tool broker", False, "no", "do") == (broker.name, broker.here, broker.detail, broker.how)
+
+
+def test_a_proxy_that_dies_at_once_is_not_had(monkeypatch):
+    monkeypatch.setattr(Gate, "shut", lambda _: (DIED,))
+
+    with pytest.raises(SandboxUnavailable, match="it died"):
+        try_one()

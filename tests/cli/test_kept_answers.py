@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import pty
 import sys
+import termios
 
 import pytest
 from brokered import PUPPET, ThreadedTools
 
 from sage_sandbox import runner
+from sage_sandbox.cli import stale
 from sage_sandbox.cli.main import main
 from sage_sandbox.grants.servers import Approvals
 from sage_sandbox.toolservers.reading import read_catalog
@@ -117,3 +122,53 @@ def test_answers_are_counted_and_thrown_away_with_the_cache(project, capsys):
     assert capsys.readouterr().out == "✓ 1 entry is gone\n"
     project.down.touch()
     assert project.run() == 3
+
+
+@pytest.mark.parametrize(("use", "code"), [(True, 0), (False, 3)])
+def test_on_a_terminal_it_is_asked_whether_to_go_on(project, monkeypatch, capsys, use, code):
+    project.template()
+    assert project.run() == 0
+    monkeypatch.setattr(stale, "terminal_stale_asker", lambda: lambda *_: use)
+    project.down.touch()
+
+    assert project.run() == code
+    assert f"▸ cached data of puppet is {'used' if use else 'not used'}, as you said" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("keys", "use"), [(b"y\n", True), (b"Yes\n", True), (b"n\n", False), (b"\n", False), (b"\x04", False), (b"", False)]
+)
+def test_only_a_clear_yes_is_one(monkeypatch, keys, use):
+    hand, end = pty.openpty()
+    gate = os.eventfd(0)
+    flush = termios.tcflush
+
+    def flush_and_type(descriptor, queue):
+        flush(descriptor, queue)
+        if keys:
+            os.write(hand, keys)
+        else:
+            os.eventfd_write(gate, 1)  # the run ended meanwhile
+
+    monkeypatch.setattr(termios, "tcflush", flush_and_type)
+    os.write(hand, b"y\n")  # typed before the question
+    with os.fdopen(end, "r", encoding="utf-8") as stdin:
+        shown = io.StringIO()
+        answer = stale.ask("pup\x1bpet", 3 * 86400.0, gate, stdin.fileno(), shown)
+    os.close(hand)
+    os.close(gate)
+
+    text = "⚠ External API unavailable (pup\\x1bpet) · ✓ using cached data from 3 days ago · continue? [y/n] "
+    assert (use, text) == (answer, shown.getvalue())
+
+
+def test_what_is_no_terminal_is_not_asked(monkeypatch):
+    hand, end = pty.openpty()
+    with os.fdopen(end, "r", encoding="utf-8") as terminal, io.StringIO() as other:
+        assert stale.terminal_stale_asker(terminal, terminal) is not None
+        assert stale.terminal_stale_asker(terminal, other) is None
+        monkeypatch.setattr("sys.stdin", None)
+        assert stale.terminal_stale_asker(None, terminal) is None
+        with open("/dev/null", encoding="utf-8") as nothing:  # noqa: PTH123
+            assert not stale.ask("p", 0.0, 0, nothing.fileno(), other)
+    os.close(hand)

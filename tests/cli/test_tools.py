@@ -121,10 +121,30 @@ def test_what_is_approved_is_asked_what_it_offers_and_nothing_else_is_started(pu
 
     assert done.returncode == 0
     assert "✓ approved, answers (puppet 7, protocol 2025-11-25, breaker: closed)" in done.stdout
-    assert "22 tools: echo, structured" in done.stdout
+    assert "24 tools: echo, structured" in done.stdout
     assert "it ended its output" in done.stdout
     assert "✗ not approved" in done.stdout
     assert not (puppets / MARK).exists()
+
+
+def test_that_a_server_is_asked_is_in_the_audit_log(puppets):
+    lines = (puppets / ".sage" / "logs" / "audit.jsonl").read_text().splitlines()
+    asked = [(entry["kind"], entry["text"], entry["run"]) for entry in map(json.loads, lines)]
+
+    assert ("call", "puppet/*", "") in asked
+    assert ("call", "broken/*", "") in asked
+    assert run_cli("audit", "verify", cwd=puppets).returncode == 0
+
+
+def test_a_server_is_not_asked_where_that_cannot_be_written_down(puppets, tmp_path):
+    blocked = tmp_path / "blocked"
+    blocked.write_text("")
+    before = (tmp_path / "journal").read_text()
+    done = run_cli("tools", cwd=puppets, env={"XDG_STATE_HOME": str(blocked)})
+
+    assert done.returncode != 0
+    assert "cannot be written" in done.stderr
+    assert (tmp_path / "journal").read_text() == before
 
 
 def test_one_server_is_shown_with_its_tools(puppets):

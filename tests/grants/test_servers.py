@@ -50,6 +50,26 @@ def test_a_changed_definition_and_another_project_are_not_approved_with_it(appro
     assert not approvals.knew(HTTP, project)
 
 
+def test_a_sandbox_and_what_it_may_touch_are_a_part_of_what_is_approved(approvals, project):
+    approvals.add([TIME], project)
+    approvals.add([replace(TIME, sandbox=True, policy=("read:a",))], project)
+
+    assert approvals.holds(TIME, project)
+    assert approvals.holds(replace(TIME, sandbox=True, policy=("read:a",)), project)
+    assert not approvals.holds(replace(TIME, sandbox=True, policy=("read:b",)), project)
+    assert not approvals.holds(replace(TIME, sandbox=True), project)
+
+
+def test_a_server_in_a_sandbox_is_shown_as_that():
+    text = render(ServerQuestion((replace(TIME, sandbox=True, policy=("read:a b", "write-through:\x1b[2Jc")),)))
+
+    assert "starts, in a sandbox of its own: uvx" in text
+    assert "may touch: 'read:a b'" in text
+    assert "\x1b" not in text
+    assert "not confined" not in text
+    assert "outside a sandbox is not confined" in render(ServerQuestion((TIME,)))
+
+
 def test_only_so_many_versions_are_kept_and_the_oldest_go(approvals, project):
     versions = [replace(TIME, args=(str(number),)) for number in range(DIGESTS_KEPT + 2)]
     approvals.add([HTTP], project)

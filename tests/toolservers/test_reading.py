@@ -10,7 +10,10 @@ from sage_sandbox.toolservers.definition import Server
 from sage_sandbox.toolservers.reading import SIZE_MAX, parse_config, parse_mcp_json, read_catalog
 
 NO_USER = "must not hold a user name: credentials belong in headers, from ${VARIABLES}"
-NO_SANDBOX = "running a server in a sandbox is not available in this version"
+NO_SANDBOX = "is for a server in a sandbox: without sandbox: true nothing would hold it"
+NO_GRANT = "a server in a sandbox is granted read and write_through in this version, no more"
+NO_PATHS = "must be a list of paths"
+NO_NUL = "must not hold a NUL character"
 NEVER = "opens the state of runs and is never handed to a server"
 
 
@@ -84,7 +87,14 @@ def test_the_config_has_the_same_fields_and_a_pace():
         ({"url": "http://a", "headers": {"A": "b\r\nC: d"}}, "mcpServers.s.headers.A: is not a header"),
         ({"url": "http://a", "type": "stdio"}, "mcpServers.s.type: does not fit: command is for stdio, url for http"),
         ({"url": "http://a", "type": "sse"}, "mcpServers.s.type: must be stdio or http, not sse"),
-        ({"command": "c", "sandbox": True}, f"mcpServers.s.sandbox: {NO_SANDBOX}"),
+        ({"command": "c", "sandbox": "yes"}, "mcpServers.s.sandbox: must be true or false"),
+        ({"url": "http://a", "sandbox": True}, "mcpServers.s.sandbox: does not fit a server that is called at a url"),
+        ({"command": "c", "policy": {"read": ["a"]}}, f"mcpServers.s.policy: {NO_SANDBOX}"),
+        ({"command": "c", "sandbox": True, "policy": []}, "mcpServers.s.policy: must be a mapping"),
+        ({"command": "c", "sandbox": True, "policy": {"net": ["a:1"]}}, f"mcpServers.s.policy.net: {NO_GRANT}"),
+        ({"command": "c", "sandbox": True, "policy": {"read": "a"}}, f"mcpServers.s.policy.read: {NO_PATHS}"),
+        ({"command": "c", "sandbox": True, "policy": {"read": [""]}}, f"mcpServers.s.policy.read: {NO_PATHS}"),
+        ({"command": "c", "sandbox": True, "policy": {"read": ["\0"]}}, f"mcpServers.s.policy.read: {NO_NUL}"),
         ({"command": "c", "args": ["${SAGE_STATE_KEY}"]}, f"mcpServers.s.args[0]: SAGE_STATE_KEY {NEVER}"),
         ({"url": "http://a?${SAGE_STATE_PASSPHRASE:-x}"}, f"mcpServers.s.url: SAGE_STATE_PASSPHRASE {NEVER}"),
     ],
@@ -94,6 +104,13 @@ def test_what_is_wrong_is_said_with_its_field(about, message):
 
     assert said(found) == [message]
     assert list(found.servers) == ["good"]
+
+
+def test_a_server_in_a_sandbox_is_read_with_what_it_may_touch():
+    found = mcp_json(s={"command": "c", "sandbox": True, "policy": {"read": ["a", "b"], "write_through": ["c"]}})
+
+    assert found.problems == ()
+    assert (True, ("read:a", "read:b", "write-through:c")) == (found.servers["s"].sandbox, found.servers["s"].policy)
 
 
 def test_everything_that_is_wrong_is_said_at_once():
