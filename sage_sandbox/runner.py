@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sage_sandbox.brokering import Needs, Tools
 from sage_sandbox.control import Server
 from sage_sandbox.dispatch.base import Slots
 from sage_sandbox.dispatch.dispatcher import Dispatcher
@@ -37,7 +36,7 @@ from sage_sandbox.workflow.planning import plan
 
 if TYPE_CHECKING:
     from sage_sandbox.broker.runs import Keeping
-    from sage_sandbox.brokering import AskStale
+    from sage_sandbox.brokering import AskStale, Needs, Tools
     from sage_sandbox.caching.cache import Cache
 
 __all__ = ["RunResult", "Runner", "parallel_limit", "warm", "workflow_timeout"]
@@ -232,8 +231,10 @@ class Runner:
         """Register with the broker, which comes up while the first operations start."""
         if self._needs is None:
             return None
+        from sage_sandbox import brokering  # most runs call no tool
+
         setting = self._terms.setting
-        tools = Tools.open(
+        tools = brokering.Tools.open(
             setting.project,
             self._needs,
             run=self.workflow_id,

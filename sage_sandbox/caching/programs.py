@@ -8,7 +8,6 @@ interpreter and its library. A file far inside /usr that is changed in place by 
 from __future__ import annotations
 
 import os
-import platform
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -35,7 +34,7 @@ def system() -> list[object]:
     kernel = os.uname()
     return [
         [kernel.sysname, kernel.release, kernel.machine, len(os.sched_getaffinity(0))],
-        [platform.python_implementation(), sys.version, sys.base_prefix],
+        [sys.implementation.name, sys.version, sys.base_prefix],
         [_of(path) for path in (*PACKAGE_DATABASES, *(f"/etc/{name}" for name in ETC))],
         [_of(path) for path in _folders()],
         [_of(path) for path in _interpreter()],

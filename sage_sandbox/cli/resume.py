@@ -20,16 +20,15 @@ def command(feature: str, *, from_phase: str | None, update: bool, as_json: bool
     Phases that are done are kept; of the others, operations that were fulfilled are. What is kept and what runs again
     is said first. The template is the one that was stored, whatever the file says now.
     """
-    how = how_of(settings, as_json=as_json)
-    if detach:
-        from sage_sandbox.cli.detaching import detach_resume
-
-        return reported(
-            feature, as_json, lambda: detach_resume(feature, how, from_phase=from_phase, update=update, as_json=as_json)
-        )
 
     def act() -> int:
         from sage_sandbox.api import prepare_resume
+
+        how = how_of(settings, as_json=as_json)
+        if detach:
+            from sage_sandbox.cli.detaching import detach_resume
+
+            return detach_resume(feature, how, from_phase=from_phase, update=update, as_json=as_json)
 
         ready = prepare_resume(feature, how, from_phase=from_phase, update=update)
         return carry_out(ready, as_json=as_json, full=settings["full"])

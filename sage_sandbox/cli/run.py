@@ -36,16 +36,16 @@ def command(template: str, feature: str | None, *, as_json: bool, detach: bool, 
     Every phase that ends is saved, encrypted, below .sage/state. A run that was stopped or killed goes on with
     `sage-sandbox resume FEATURE`.
     """
-    how = how_of(settings, as_json=as_json)
-    if detach:
-        from sage_sandbox.cli.detaching import detach_run
 
-        return reported(feature, as_json, lambda: detach_run(template, feature, how, settings, as_json=as_json))
-    return reported(
-        feature,
-        as_json,
-        lambda: carry_out(_prepared(template, feature, how, settings), as_json=as_json, full=settings["full"]),
-    )
+    def act() -> int:
+        how = how_of(settings, as_json=as_json)
+        if detach:
+            from sage_sandbox.cli.detaching import detach_run
+
+            return detach_run(template, feature, how, settings, as_json=as_json)
+        return carry_out(_prepared(template, feature, how, settings), as_json=as_json, full=settings["full"])
+
+    return reported(feature, as_json, act)
 
 
 def _prepared(template: str, feature: str | None, how: How, settings: dict[str, Any]) -> Prepared:

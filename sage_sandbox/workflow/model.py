@@ -126,7 +126,7 @@ Names = Annotated[tuple[Plain, ...], _Listed]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True, defer_build=True)
 
 
 class PolicyModel(_Model):

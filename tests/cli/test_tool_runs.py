@@ -9,7 +9,7 @@ import pytest
 from brokered import PUPPET, ThreadedTools
 from commands import run_cli
 
-from sage_sandbox import runner
+from sage_sandbox import brokering
 from sage_sandbox.brokering import shared_servers
 from sage_sandbox.errors import UsageError
 from sage_sandbox.grants.servers import Approvals
@@ -29,7 +29,7 @@ def tools(world, monkeypatch, tmp_path):
     class Quick(ThreadedTools):
         broker_settings = {"jitter": lambda: 0.0}  # noqa: RUF012
 
-    monkeypatch.setattr(runner, "Tools", Quick)
+    monkeypatch.setattr(brokering, "Tools", Quick)
     world.journal = tmp_path / "journal"
     define(world)
     return world

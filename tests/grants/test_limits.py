@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sage_sandbox.errors import NotGranted, UsageError
+from sage_sandbox.grants import limits
 from sage_sandbox.grants.limits import (
     effective_limits,
     machine_ceilings,
@@ -161,6 +163,15 @@ def test_the_ceilings_of_this_machine_are_half_its_memory() -> None:
 
     assert found.memory > 0
     assert ceilings(2 * found.memory) == found
+
+
+@pytest.mark.parametrize("text", [None, "", "MemFree: 1 kB\n", "MemTotal: much kB\n"])
+def test_memory_is_found_where_there_is_no_meminfo(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "meminfo"
+    if text is not None:
+        path.write_text(text)
+
+    assert limits._memory() == limits._memory(path)
 
 
 ASKED = st.builds(

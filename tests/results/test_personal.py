@@ -208,6 +208,13 @@ def test_where_it_need_not_be_looked_there_is_nothing(text: str) -> None:
         assert not any(kind.replace(text)[1] for kind in KINDS)
 
 
+@given(st.lists(FRAGMENTS, max_size=6).map(" ".join))
+def test_where_a_gate_is_closed_there_is_none_of_that_kind(text: str) -> None:
+    for kind in KINDS:
+        if kind.gate and not compiled(kind.gate).search(text):
+            assert (text, 0) == kind.replace(text)
+
+
 @pytest.mark.parametrize(("kind", "text"), ALL)
 def test_what_stands_across_a_cut_is_not_shown_in_part(kind: str, text: str) -> None:
     before, after = "word " * 200, " word" * 200
