@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sage_sandbox.outcome import Usage
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -22,7 +24,8 @@ class Call:
 class Answer:
     """What came of a call: ``value`` is JSON text, at most 16 MiB; ``error`` one line for the child.
 
-    ``kind`` is empty, "denied", "tool" (the tool said no), "transport" or "cancelled".
+    ``kind`` is empty, "denied", "tool" (the tool said no), "transport" or "cancelled";
+    of a model also "limit" (it had more to say than it might). ``usage`` is what a model was asked for.
     """
 
     ok: bool
@@ -30,6 +33,7 @@ class Answer:
     error: str = ""
     kind: str = ""
     retryable: bool = False
+    usage: tuple[Usage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
