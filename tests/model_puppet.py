@@ -38,6 +38,7 @@ class ModelPuppet(ThreadingHTTPServer):
         self.asked: list[Asked] = []
         self.stalled = threading.Event()
         self.hung_up = threading.Event()
+        self.by_default = ""
         self.counts: Any = {"input": 100, "output": 20, "read": 30, "write": 5}
 
     @property
@@ -72,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
         asked = Asked(self.path, {name.lower(): value for name, value in self.headers.items()}, body)
         self.server.asked.append(asked)
         act, _, rest = asked.prompt.partition(" ")
-        getattr(self, f"act_{act}")(rest)
+        getattr(self, f"act_{act}", self.act_by_default)(rest)
 
     def reply(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
@@ -110,6 +111,9 @@ class Handler(BaseHTTPRequestHandler):
             "id": "c-1", "object": "chat.completion", "created": 1, "model": "puppet-2026", "usage": usage,
             "choices": [{"index": 0, "finish_reason": stop, "message": message}],
         }  # fmt: skip
+
+    def act_by_default(self, _: str) -> None:
+        self.answer(self.server.by_default)
 
     def act_say(self, rest: str) -> None:
         self.answer(rest)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -363,6 +365,30 @@ def test_a_worker_has_no_key_in_its_environment(tmp_path, puppet):
     assert puppet.hung_up.wait(60)
     assert seen
     assert not [name for name, data in seen.items() if KEY.encode() in data]
+
+
+EXAMPLE = Path(__file__).parents[2] / ".sage" / "templates" / "what-changed.yaml"
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_example_keeps_what_the_model_did_not_make_up(tmp_path, puppet):
+    project = tmp_path / "project"
+    project.mkdir()
+    who = ("-c", "user.name=n", "-c", "user.email=n@example.org")
+    for args in (["init", "-q"], [*who, "commit", "-q", "--allow-empty", "-m", "Say hello"]):
+        subprocess.run(["git", *args], cwd=project, check=True)
+    commit = subprocess.run(
+        ["git", "log", "--format=%h"], cwd=project, check=True, capture_output=True, text=True
+    ).stdout.strip()
+    told = [{"commit": commit, "change": "it says hello"}, {"commit": "0000000", "change": "it sings"}]
+    puppet.by_default = json.dumps({"changes": told})
+    allow = ("--allow", "read:.git", "--allow", "model:anthropic/*")
+    done = run_cli("run", str(EXAMPLE), "f", *allow, "--json", cwd=project, env=puppet.environ)
+
+    assert done.returncode == 0, done.stderr
+    (judged,) = json.loads(done.stdout)["results"]["phases"][2]["operations"]
+    assert judged["result"] == {"changes": told[:1], "made_up": ["0000000"]}
+    assert f"{commit} Say hello" in puppet.prompts[0]
 
 
 def _environments(pid):
