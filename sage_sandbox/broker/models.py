@@ -17,7 +17,7 @@ from sage_sandbox.broker.base import ModelClient, Prompt, Reply, SessionLost, Si
 from sage_sandbox.broker.web import NOTE, Note, look_at
 from sage_sandbox.escaping import clip
 from sage_sandbox.providers import Provider
-from sage_sandbox.workflow.answers import is_strict
+from sage_sandbox.workflow.answers import is_strict, with_single_types
 
 CONNECT_S: Final = 30.0
 WORDS_MAX: Final = 500
@@ -67,9 +67,7 @@ class _Anthropic:
         """The answer to one question. SessionLost, ToolRefused."""
         more: dict[str, Any] = {"system": prompt.system} if prompt.system else {}
         if prompt.schema is not None:
-            # What it cannot hold a model to becomes words of the description; what comes back is checked here anyway.
-            schema = self._sdk.transform_schema(dict(prompt.schema))
-            more["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
+            more["output_config"] = {"format": {"type": "json_schema", "schema": self._form(prompt.schema)}}
         asking = self._client.messages.with_raw_response.create(
             model=prompt.model,
             max_tokens=prompt.max_tokens,
@@ -77,6 +75,13 @@ class _Anthropic:
             **more,
         )
         return _message(self._name, await _answered(self._sdk, self._name, asking))
+
+    def _form(self, schema: Mapping[str, Any]) -> dict[str, Any]:
+        """A schema as this API takes it: what it cannot hold a model to becomes words of a description."""
+        try:
+            return self._sdk.transform_schema(with_single_types(schema))
+        except (ValueError, AssertionError) as error:
+            raise ToolRefused(f"{self._name} cannot be asked for an answer of that schema: {error}") from error
 
     async def close(self) -> None:
         """Let go of its connections."""

@@ -34,6 +34,13 @@ _IS: Final[Mapping[str, Callable[[Any], bool]]] = {
 _COUNTS: Final = ("minItems", "maxItems", "minLength", "maxLength")
 _BOUNDS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _NOTES: Final = ("title", "description")
+_ABOUT: Final[Mapping[str, tuple[str, ...]]] = {
+    "object": ("properties", "required", "additionalProperties"),
+    "array": ("items", "minItems", "maxItems"),
+    "string": ("minLength", "maxLength"),
+    "integer": _BOUNDS,
+    "number": _BOUNDS,
+}
 WORDS: Final = (
     "type", "enum", "const", "anyOf", "properties", "required", "additionalProperties", "items", *_COUNTS, *_BOUNDS,
     *_NOTES,
@@ -88,28 +95,46 @@ def _troubles(node: Mapping[str, Any]) -> Iterator[tuple[FieldPath, str]]:
         yield (), "must say type, enum, const or anyOf"
 
 
+def _is_scalar(value: Any) -> bool:
+    return not isinstance(value, dict | list)
+
+
+def _names_types(value: Any) -> bool:
+    kinds = value if isinstance(value, list) and value else [value]
+    return all(isinstance(kind, str) and kind in _IS for kind in kinds)
+
+
+def _is_listed(value: Any) -> bool:
+    return isinstance(value, list) and 0 < len(value) <= NODES_MAX
+
+
+_LISTED: Final = f"must be a list of 1 to {NODES_MAX:,}"
+_RULES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+    "type": (_names_types, f"must be one of {', '.join(_IS)}, or a list of them"),
+    "enum": (
+        lambda value: _is_listed(value) and all(map(_is_scalar, value)),
+        f"{_LISTED} texts, numbers, true, false or null",
+    ),
+    "const": (_is_scalar, "must be a text, a number, true, false or null"),
+    "anyOf": (_is_listed, f"{_LISTED} schemas"),
+    "properties": (lambda value: isinstance(value, dict), "must be a mapping"),
+    "required": (
+        lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+        "must be a list of names",
+    ),
+    "additionalProperties": (lambda value: isinstance(value, bool), "must be true or false"),
+    **dict.fromkeys(
+        _COUNTS,
+        (lambda value: _is_number(value) and value >= 0 and value == int(value), "must be a whole number from 0"),
+    ),
+    **dict.fromkeys(_BOUNDS, (_is_number, "must be a number")),
+    **dict.fromkeys(_NOTES, (lambda value: isinstance(value, str), "must be text")),
+}
+
+
 def _word_trouble(word: str, value: Any) -> str:
-    if word == "type":
-        kinds = value if isinstance(value, list) and value else [value]
-        good = all(isinstance(kind, str) and kind in _IS for kind in kinds)
-        return "" if good else f"must be one of {', '.join(_IS)}, or a list of them"
-    if word in _COUNTS:
-        return "" if _is_number(value) and value >= 0 and value == int(value) else "must be a whole number from 0"
-    if word in _BOUNDS:
-        return "" if _is_number(value) else "must be a number"
-    if word in _NOTES:
-        return "" if isinstance(value, str) else "must be text"
-    if word in ("enum", "anyOf"):
-        good = isinstance(value, list) and 0 < len(value) <= NODES_MAX
-        return "" if good else f"must be a list of 1 to {NODES_MAX:,}"
-    if word == "properties":
-        return "" if isinstance(value, dict) else "must be a mapping"
-    if word == "required":
-        good = isinstance(value, list) and all(isinstance(name, str) for name in value)
-        return "" if good else "must be a list of names"
-    if word == "additionalProperties":
-        return "" if isinstance(value, bool) else "must be true or false"
-    return ""
+    fits, text = _RULES.get(word, (lambda _: True, ""))
+    return "" if fits(value) else text
 
 
 def is_strict(schema: Mapping[str, Any]) -> bool:
@@ -119,6 +144,28 @@ def is_strict(schema: Mapping[str, Any]) -> bool:
         if schema.get("additionalProperties") is not False or set(schema.get("required", ())) != names:
             return False
     return all(is_strict(part) for _, part in _parts(schema))
+
+
+def with_single_types(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The same schema with one type at each place: some providers know no lists of them."""
+    made = dict(schema)
+    if isinstance(schema.get("properties"), dict):
+        made["properties"] = {name: with_single_types(part) for name, part in schema["properties"].items()}
+    if "items" in schema:
+        made["items"] = with_single_types(schema["items"])
+    if "anyOf" in schema:
+        made["anyOf"] = [with_single_types(part) for part in schema["anyOf"]]
+    kinds = schema.get("type")
+    if not isinstance(kinds, list):
+        return made
+    notes: dict[str, Any] = {word: made[word] for word in _NOTES if word in made}
+    return {**notes, "anyOf": made.get("anyOf") or [_of_type(kind, made) for kind in dict.fromkeys(kinds)]}
+
+
+def _of_type(kind: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """What a schema says of values of one type: each part of it stands at one of them only."""
+    words = {"type", "enum", "const", *_ABOUT.get(kind, ())}
+    return {**{word: value for word, value in schema.items() if word in words}, "type": kind}
 
 
 # -- an answer -----------------------------------------------------------------------------------------------------

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import anthropic
 import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_sandbox.workflow.answers import is_strict, mismatch, schema_troubles
+from sage_sandbox.workflow.answers import is_strict, mismatch, schema_troubles, with_single_types
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from([0.0, 1.0, 1.5, -2.5]) | st.text("ab", max_size=3),
@@ -120,6 +121,8 @@ def test_what_does_not_fit_is_said_with_its_place(value: Any, text: str) -> None
         ({"type": "object", "minimum": "1"}, "must be a number"),
         ({"type": "object", "title": 1}, "must be text"),
         ({"type": "object", "enum": []}, "must be a list of 1 to 1,000"),
+        ({"type": "object", "enum": [{}]}, "must be a list of 1 to 1,000 texts, numbers"),
+        ({"type": "object", "properties": {"a": {"const": []}}}, "must be a text, a number"),
         ({"type": "object", "properties": {str(n): {"type": "null"} for n in range(1000)}}, "the schema is too large"),
     ],
 )
@@ -142,3 +145,18 @@ def test_strict_is_what_names_all_it_may_have() -> None:
     assert not is_strict(PERSON)
     assert not is_strict({**loose, "additionalProperties": False})
     assert json.dumps(PERSON)  # it was not changed
+
+
+@given(schema=SCHEMAS)
+def test_any_schema_that_can_be_asked_can_be_asked_over_the_messages_api(schema: dict[str, Any]) -> None:
+    schema = {**schema, "type": "object"}
+
+    if not list(schema_troubles(schema)):
+        anthropic.transform_schema(with_single_types(schema))
+
+
+@given(schema=SCHEMAS, value=VALUES)
+def test_single_types_mean_the_same(schema: dict[str, Any], value: Any) -> None:
+    plain = {word: part for word, part in schema.items() if word != "anyOf"}
+
+    assert mismatch(value, with_single_types(plain)) == "" or mismatch(value, plain) != ""
