@@ -8,13 +8,16 @@ import threading
 import time
 from pathlib import Path
 
+import httpx2
 import pytest
 from brokered import registered, threaded, wait_for
 from commands import loaded_by
 from model_puppet import KEY, model_puppet
 
 from sage_sandbox.audit.log import open_audit
+from sage_sandbox.broker.base import ToolRefused
 from sage_sandbox.broker.prompting import _prompt
+from sage_sandbox.broker.web import Note
 from sage_sandbox.brokering import Needs
 from sage_sandbox.disk.places import project_place
 from sage_sandbox.errors import StateUnwritable
@@ -101,6 +104,20 @@ def test_openai_itself_is_given_the_newer_name_of_the_limit():
     assert list(limits.values()) == ["max_completion_tokens", "max_completion_tokens", "max_tokens", "max_tokens"]
 
 
+def test_a_schema_that_an_sdk_does_not_take_is_a_no():
+    from sage_sandbox.broker.models import _Anthropic
+
+    with pytest.raises(ToolRefused, match="cannot be asked for an answer of that schema"):
+        _Anthropic(Provider("anthropic", "anthropic", "", KEY))._form({"type": "object", "properties": {"a": {}}})
+
+
+def test_an_address_that_cannot_be_reached_in_time_was_sent_nothing():
+    from sage_sandbox.broker.models import _by_connection
+
+    assert not _by_connection("local", httpx2.ConnectTimeout("late"), Note()).sent
+    assert _by_connection("local", httpx2.ReadError("gone"), Note()).sent
+
+
 def test_a_provider_that_counts_nothing_is_estimated_and_that_is_said(run, puppet):
     puppet.counts = None
     usages = [ask(run, "say hello world", model).usage[0] for model in BOTH]
@@ -181,12 +198,13 @@ def test_who_gives_up_is_hung_up_for(run, puppet, model):
 
 
 def test_a_slow_answer_is_given_up_and_not_asked_for_again(run, puppet):
-    answer = ask(run, "stall now", timeout_s=0.5)
+    ask(run, "say that the SDK is loaded")
+    answer = ask(run, "stall now", timeout_s=2.0)
 
     assert (answer.kind, answer.retryable) == ("transport", True)
     assert "anthropic gave no answer in" in answer.error
     assert puppet.hung_up.wait(30)
-    assert len(puppet.asked) == 1
+    assert puppet.prompts == ["say that the SDK is loaded", "stall now"]
 
 
 def test_nobody_at_the_address_is_asked_again_and_opens_the_breaker(project, puppet):
@@ -211,14 +229,15 @@ def test_what_one_provider_broke_another_does_not_feel(project, puppet):
 def test_a_provider_gets_no_more_at_once_than_it_may(project, puppet):
     one = Provider("local", "openai", f"{puppet.url}/v1", at_once=1)
     with threaded(project, needs=needs_of(puppet, one)) as run:
+        ask(run, "say that the SDK is loaded", "local/m")
         answers = []
-        asking = threading.Thread(target=lambda: answers.append(ask(run, "stall now", "local/m", timeout_s=1.0)))
+        asking = threading.Thread(target=lambda: answers.append(ask(run, "stall now", "local/m", timeout_s=2.0)))
         asking.start()
         assert puppet.stalled.wait(30)
         assert ask(run, "say next", "local/m").ok
         asking.join(30)
 
-    assert puppet.prompts == ["stall now", "say next"]
+    assert puppet.prompts[1:] == ["stall now", "say next"]
     assert puppet.asked[0].headers["authorization"] == "Bearer none"
 
 
