@@ -16,7 +16,7 @@ from sage_sandbox.errors import Locked, NoSuchRun, SageError, UsageError
 from sage_sandbox.escaping import clip
 from sage_sandbox.policy import Grant, parse_duration, parse_grant
 from sage_sandbox.runner import FEATURE, Runner, parallel_limit, warm
-from sage_sandbox.workflow.definition import AskedLimits, Template, Workflow
+from sage_sandbox.workflow.definition import AskedLimits, Budgets, Template, Workflow
 
 if TYPE_CHECKING:
     from sage_sandbox.broker.runs import Keeping
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from sage_sandbox.grants.asking_servers import ServerAsker
     from sage_sandbox.grants.review import Review
     from sage_sandbox.journal import Journal, Kept
+    from sage_sandbox.providers import Provider
+    from sage_sandbox.spending import Ledger, Spent
     from sage_sandbox.store.reading import Found
     from sage_sandbox.store.records import Definition
 
@@ -56,7 +58,8 @@ class How:
     ``environ`` is where keys and the values of granted names are read. ``ask_passphrase`` is asked where no key can be
     kept; ``ask`` for grants that are missing, ``ask_server`` for tool servers that are not approved, ``ask_stale``
     whether old answers may stand in for one that is unavailable (they do where nobody can be asked). Without ``cache``
-    everything runs, and nothing is kept for other runs.
+    everything runs, and nothing is kept for other runs. ``budgets`` hold beside the template's, the smaller of each; on
+    resuming they hold instead.
     """
 
     project: Path
@@ -72,6 +75,7 @@ class How:
     ask_passphrase: Callable[[], str] | None = None
     environ: Mapping[str, str] | None = None
     cache: bool = True
+    budgets: Budgets = Budgets()
 
     @property
     def slots(self) -> int:
@@ -100,6 +104,7 @@ def run(
     state: bool = True,
     restart: bool = False,
     cache: bool = True,
+    budgets: Iterable[str] | Budgets = (),
 ) -> RunResult:
     """Run a template (a path, or a name in the project's ``.sage/templates``) and wait for how it ends.
 
@@ -107,9 +112,10 @@ def run(
     neither allowed here nor remembered raises NotGranted. ``timeout`` is a number of milliseconds, or ``"10m"``. What
     an operation did wrong is in the result, not raised. Every phase that ends is saved, unless ``state`` is false;
     ``restart`` puts aside what an unfinished run of the feature left. Without ``cache`` no operation is answered from
-    what an earlier run kept, and nothing is kept; where there is no state there is no cache either.
+    what an earlier run kept, and nothing is kept; where there is no state there is no cache either. ``budgets`` read as
+    on the command line, too: ``["tokens=50000"]``.
     """
-    how = _how(project, allow, parallel, sequential, timeout, require, observers, cache)
+    how = _how(project, allow, parallel, sequential, timeout, require, observers, cache, budgets)
     return prepare(template, feature, how, params=params, limits=limits, state=state, restart=restart).runner.run()
 
 
@@ -126,12 +132,14 @@ def resume(
     require: Iterable[str] = (),
     observers: Iterable[Observer] = (),
     cache: bool = True,
+    budgets: Iterable[str] | Budgets = (),
 ) -> RunResult:
     """Go on with a run that was stopped or killed, and wait for how it ends. Raises NoSuchRun, Locked, StateCorrupted.
 
     ``from_phase`` runs that phase again and all that follow from it; ``update`` takes the template as it is now.
+    ``budgets`` take the place of what held before.
     """
-    how = _how(project, allow, parallel, sequential, timeout, require, observers, cache)
+    how = _how(project, allow, parallel, sequential, timeout, require, observers, cache, budgets)
     return prepare_resume(feature, how, from_phase=from_phase, update=update).runner.run()
 
 
@@ -168,10 +176,11 @@ def prepare(
             values = resolve_params(workflow, _typed(params or {}))
             overrides = _overrides(limits)
             review, needs = _approve(workflow, how.allow, how)
-            runner = start(workflow, feature, values, overrides, review, needs, how.timeout_s)
+            ledger = _ledger(workflow, workflow.budgets.held_to(how.budgets), how.env)
+            runner = start(workflow, feature, values, overrides, review, needs, ledger, how.timeout_s)
             definition = None
             if journal is not None:
-                definition = _definition(workflow, values, overrides, review, how.timeout_s, how.env)
+                definition = _definition(workflow, values, overrides, review, how.timeout_s, how.env, how.budgets)
                 journal.begin(definition, workflow)
                 runner.saved_by(journal)
                 notice = "; ".join(_said(notice, _ask_cache(how, journal, runner, workflow)))
@@ -187,6 +196,7 @@ def prepare_resume(
     _require_state(how.project, feature)
     with _warmed(how) as start:
         from sage_sandbox.journal import weigh
+        from sage_sandbox.spending import spent_before
 
         journal, notice = _open_journal(how, feature)
         with _closing(journal):
@@ -200,14 +210,20 @@ def prepare_resume(
             overrides = AskedLimits(**_known_limits(definition))
             timeout_s = definition.timeout_s if how.timeout_s is None else how.timeout_s
             kept = weigh(found, workflow, aside)
-            runner = start(workflow, feature, values, overrides, review, needs, timeout_s, kept)
+            given = Budgets.of(definition.budgets)
+            raised = Budgets.of(definition.raised).replaced_by(how.budgets)
+            budgets = workflow.budgets.held_to(given).replaced_by(raised)
+            ledger = _ledger(workflow, budgets, how.env, spent_before(found))
+            runner = start(workflow, feature, values, overrides, review, needs, ledger, timeout_s, kept)
             changed = [] if update else _changes(definition)
             notices = _said(notice, *_repairs(found), *changed, *review.notices)
             if found.state.status == "completed" and workflow.digest == definition.digest and not kept.again:
                 journal.close()
                 runner.workflow_id = found.state.run
                 return Prepared(workflow, runner, notices, kept)
-            fresh = _definition(workflow, values, overrides, review, timeout_s, how.env) if update else None
+            fresh = None
+            if update or how.budgets != Budgets():
+                fresh = _definition(workflow, values, overrides, review, timeout_s, how.env, given, raised)
             journal.go_on(found, workflow, aside, fresh)
             runner.saved_by(journal)
             uncached = _ask_cache(how, journal, runner, workflow)
@@ -297,6 +313,7 @@ def run_detached(request: Mapping[str, Any], ready: Callable[[dict[str, Any]], N
         observers=(Progress(),),
         environ={**os.environ, **request["environ"]},
         cache=request["cache"],
+        budgets=Budgets.of(request["budgets"]),
     )
     feature = request["feature"]
     if request["verb"] == "run":
@@ -323,8 +340,9 @@ def _request(
     how: How, feature: str, review: Review, needs: Needs | None, passphrase: Mapping[str, str]
 ) -> dict[str, Any]:
     from sage_sandbox.policy import SECRET_NAMES
+    from sage_sandbox.providers import variable_names
 
-    names = {*SECRET_NAMES, *(name for policy in review.policies.values() for name in policy.env)}
+    names = {*SECRET_NAMES, *variable_names(), *(name for policy in review.policies.values() for name in policy.env)}
     names |= needs.values.keys() if needs is not None else set()
     given = {name: how.env[name] for name in sorted(names) if name in how.env}
     return {
@@ -336,6 +354,7 @@ def _request(
         "timeout_s": how.timeout_s,
         "require": sorted(how.require),
         "cache": how.cache,
+        "budgets": asdict(how.budgets),
         "environ": {**given, **passphrase},
     }
 
@@ -382,6 +401,7 @@ def _warmed(how: How, template: str = "") -> Iterator[Start]:
         overrides: AskedLimits,
         review: Review,
         needs: Needs | None,
+        ledger: Ledger,
         timeout_s: float | None,
         kept: Kept | None = None,
     ) -> Runner:
@@ -404,6 +424,7 @@ def _warmed(how: How, template: str = "") -> Iterator[Start]:
             dispatcher=dispatcher,
             earlier=kept.earlier if kept is not None else None,
             needs=needs,
+            ledger=ledger,
             environ=how.env,
         )
 
@@ -433,7 +454,10 @@ def _how(
     require: Iterable[str],
     observers: Iterable[Observer],
     cache: bool,
+    budgets: Iterable[str] | Budgets,
 ) -> How:
+    from sage_sandbox.grants.budgets import parse_budget_options
+
     return How(
         project=Path(os.path.realpath(project)),
         allow=tuple(parse_grant(grant) if isinstance(grant, str) else grant for grant in allow),
@@ -443,6 +467,7 @@ def _how(
         require=frozenset(require),
         observers=tuple(observers),
         cache=cache,
+        budgets=budgets if isinstance(budgets, Budgets) else parse_budget_options(budgets),
     )
 
 
@@ -566,16 +591,38 @@ def _refuse_unfinished(journal: Journal) -> None:
 
 
 def _approve(workflow: Workflow, allow: Sequence[Grant], how: How) -> tuple[Review, Needs | None]:
-    """What every operation may touch, and the tool servers it takes, each approved: what was shown is what is used."""
+    """What every operation may touch, the tool servers it takes, each approved, and the providers of its models.
+
+    What was shown is what is used.
+    """
     from sage_sandbox.grants.approval import approve
     from sage_sandbox.grants.memory import Memory
 
     review = approve(workflow, allow, how.project, memory=Memory.of_user(how.env), ask=how.ask)
     grants = {"/".join(key): policy.tool for key, policy in review.policies.items() if policy.tool}
-    if not grants:
+    models = {"/".join(key): policy.model for key, policy in review.policies.items() if policy.model}
+    if not (grants or models):
         return review, None
     needs, notices = _needs(grants, how)
+    if models:
+        needs = replace(needs, models=models, providers=_providers(workflow, how.env))
     return replace(review, notices=(*review.notices, *notices)), needs
+
+
+def _providers(workflow: Workflow, environ: Mapping[str, str]) -> tuple[Provider, ...]:
+    """Who answers for the models that a workflow asks; UsageError where one is not known, or cannot be spoken to."""
+    from importlib.util import find_spec
+
+    from sage_sandbox.providers import Models
+
+    models = Models(environ)
+    asked = (operation.model for phase in workflow.phases for operation in phase.operations if operation.model)
+    providers = tuple(map(models.provider, dict.fromkeys(model.partition("/")[0] for model in asked)))
+    for provider in providers:
+        if find_spec(provider.api) is None:
+            message = f"to ask {provider.name}, the package {provider.api} is needed, and it is not installed"
+            raise UsageError(message, "pip install 'sage-sandbox[llm]'")
+    return providers
 
 
 def _needs(grants: Mapping[str, tuple[str, ...]], how: How) -> tuple[Needs, tuple[str, ...]]:
@@ -593,6 +640,20 @@ def _needs(grants: Mapping[str, tuple[str, ...]], how: How) -> tuple[Needs, tupl
     return needs_of(servers, grants, how.env, shared_servers(how.env)), notices
 
 
+def _ledger(workflow: Workflow, budgets: Budgets, environ: Mapping[str, str], before: Spent | None = None) -> Ledger:
+    """What holds a run to its budgets; UsageError if a model is asked whose price a budget of cost needs."""
+    from sage_sandbox.providers import Models
+    from sage_sandbox.spending import Ledger, Spent
+
+    before = before or Spent()
+    asked = [operation.model for phase in workflow.phases for operation in phase.operations if operation.model]
+    asked += [usage.asked for usage in before.usage]
+    if not asked:
+        return Ledger(budgets, before=before)
+    prices = Models(environ).prices(dict.fromkeys(asked), required=budgets.cost is not None)
+    return Ledger(budgets, prices, before)
+
+
 def _overrides(limits: Iterable[str] | AskedLimits) -> AskedLimits:
     from sage_sandbox.grants.limits import parse_limit_options
 
@@ -606,6 +667,8 @@ def _definition(
     review: Review,
     timeout_s: float | None,
     environ: Mapping[str, str],
+    budgets: Budgets,
+    raised: Budgets = Budgets(),
 ) -> Definition:
     from sage_sandbox.journal import utc_now, without_secrets
     from sage_sandbox.results.scrub import known_values
@@ -626,8 +689,14 @@ def _definition(
         grants=tuple(str(grant) for grant in review.held),
         limits=asdict(overrides),
         timeout_s=timeout_s,
+        budgets=_set(budgets),
+        raised=_set(raised),
     )
     return without_secrets(definition, known_values(environ))
+
+
+def _set(budgets: Budgets) -> dict[str, float]:
+    return {name: value for name, value in asdict(budgets).items() if value is not None}
 
 
 def _lacking(definition: Definition | None) -> str:

@@ -28,6 +28,7 @@ from sage_sandbox.errors import SageError, UsageError
 from sage_sandbox.escaping import clip
 from sage_sandbox.events import Notice
 from sage_sandbox.observe.progress import ago
+from sage_sandbox.providers import Provider
 from sage_sandbox.sandbox.calls import ToolSpec
 from sage_sandbox.toolservers.definition import Server
 
@@ -60,7 +61,8 @@ class Needs:
     """What a run needs of the broker: approved servers, and by operation (``phase/operation``) what it was granted.
 
     ``values`` are those of the variables that the definitions name, ``environ`` what a program that is started gets
-    besides its own, ``shared`` the servers whose sessions serve several runs.
+    besides its own, ``shared`` the servers whose sessions serve several runs. ``models`` are the models granted, by
+    operation too, ``providers`` who answers for them.
     """
 
     servers: tuple[Server, ...]
@@ -68,6 +70,8 @@ class Needs:
     values: Mapping[str, str] = field(default_factory=dict)
     environ: Mapping[str, str] = field(default_factory=dict)
     shared: tuple[str, ...] = ()
+    models: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    providers: tuple[Provider, ...] = ()
 
 
 def needs_of(
@@ -165,6 +169,8 @@ class Tools:
             needs.values,
             needs.environ,
             needs.shared,
+            needs.models,
+            needs.providers,
             audit_key.hex(),
             keeping,
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from sage_sandbox.errors import ExitCode
 from sage_sandbox.events import NOTHING, PhaseStatus, RunStatus, Weight
-from sage_sandbox.outcome import Attempt, CachedAnswer, Outcome, Reason
+from sage_sandbox.outcome import Attempt, CachedAnswer, Outcome, Reason, Usage
 from sage_sandbox.results.leaving import Handed, hand_back
 from sage_sandbox.results.personal import cleaned
 from sage_sandbox.results.tokens import tokens
@@ -57,7 +57,8 @@ class Metrics:
     """Counts and times of a run.
 
     ``parallel_max`` is the most operations that ran at one moment, ``restored`` the phases that an earlier process did.
-    ``cache_asked`` operations might have been answered from the cache, ``cached`` were.
+    ``cache_asked`` operations might have been answered from the cache, ``cached`` were. ``usage`` and ``cost`` are what
+    models were asked for, by earlier processes of the run too; a cost of None is not known.
     """
 
     duration_s: float = 0.0
@@ -72,6 +73,13 @@ class Metrics:
     cached: int = 0
     cache_asked: int = 0
     weight: Weight = NOTHING
+    usage: tuple[Usage, ...] = ()
+    cost: float | None = None
+
+    @property
+    def model_tokens(self) -> int:
+        """What models read and wrote."""
+        return sum(usage.total for usage in self.usage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +142,7 @@ def metrics_document(metrics: Metrics) -> dict[str, Any]:
     """Metrics as plain data."""
     return {
         "totalTime": _ms(metrics.duration_s),
-        "totalTokens": metrics.weight.handed_tokens,
+        "totalTokens": metrics.weight.handed_tokens + metrics.model_tokens,
         "contextReloads": metrics.context_reloads,
         "phaseCount": metrics.phases,
         "operationCount": metrics.operations,
@@ -147,6 +155,34 @@ def metrics_document(metrics: Metrics) -> dict[str, Any]:
         "cacheAsked": metrics.cache_asked,
         "cacheHitRate": round(metrics.cached / metrics.cache_asked, 3) if metrics.cache_asked else None,
         "handedBack": _weight(metrics.weight),
+        "models": _models(metrics.usage, metrics.cost) if metrics.usage else None,
+    }
+
+
+def _models(usage: Sequence[Usage], cost: float | None) -> dict[str, Any]:
+    return {
+        "tokens": sum(one.total for one in usage),
+        "input": sum(one.input for one in usage),
+        "output": sum(one.output for one in usage),
+        "cacheRead": sum(one.cache_read for one in usage),
+        "cacheWrite": sum(one.cache_write for one in usage),
+        "measured": all(one.measured for one in usage),
+        "cost": None if cost is None else round(cost, 6),
+        "byModel": [_usage(one) for one in usage],
+    }
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    return {
+        "asked": usage.asked,
+        "provider": usage.provider,
+        "model": usage.model,
+        "input": usage.input,
+        "output": usage.output,
+        "cacheRead": usage.cache_read,
+        "cacheWrite": usage.cache_write,
+        "times": usage.times,
+        "measured": usage.measured,
     }
 
 
@@ -164,6 +200,7 @@ def _weight(weight: Weight) -> dict[str, Any]:
 def _phase(phase: PhaseResult, keeps: Mapping[tuple[str, str], Keep], *, whole: bool) -> dict[str, Any]:
     handed = [(one, hand_back(one.outcome, keeps.get((phase.id, one.id)), whole=whole)) for one in phase.operations]
     count = sum(tokens(what.text) for _, what in handed)
+    asked = sum(usage.total for one in phase.operations for usage in one.outcome.usage)
     return {
         "id": phase.id,
         "name": phase.name,
@@ -171,7 +208,12 @@ def _phase(phase: PhaseResult, keeps: Mapping[tuple[str, str], Keep], *, whole: 
         "single": phase.single,
         "restored": phase.restored,
         "startedMs": None if phase.started_s is None else _ms(phase.started_s),
-        "metrics": {"duration": _ms(phase.duration_s), "tokens": count, "operationCount": len(phase.operations)},
+        "metrics": {
+            "duration": _ms(phase.duration_s),
+            "tokens": count + asked,
+            "modelTokens": asked,
+            "operationCount": len(phase.operations),
+        },
         "operations": [{"id": one.id, **handed_document(one.outcome, what)} for one, what in handed],
     }
 
@@ -211,6 +253,7 @@ def outcome_document(outcome: Outcome, *, with_result: bool = True) -> dict[str,
         "stderr": _text(outcome.stderr),
         "scrubbed": outcome.scrubbed,
         "calls": outcome.calls,
+        "usage": [_usage(usage) for usage in outcome.usage],
         "cachedMs": None if outcome.cached_s is None else _ms(outcome.cached_s),
         "lacked": list(outcome.lacked),
         "cachedAnswers": [_cached_answer(answer) for answer in outcome.cached_answers],

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from sage_sandbox.outcome import Outcome
+from sage_sandbox.outcome import Outcome, Usage
 
 RunStatus = Literal["running", "paused", "completed", "failed", "cancelled"]
-PhaseStatus = Literal["completed", "degraded", "failed", "blocked", "timeout", "cancelled"]
+PhaseStatus = Literal["completed", "degraded", "failed", "blocked", "timeout", "cancelled", "paused"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,7 @@ class RunSettled:
     duration_s: float
     resumable: bool = False
     weight: Weight = NOTHING
+    usage: tuple[Usage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from sage_sandbox.events import Event, Observer
 from sage_sandbox.loop import Earlier
 from sage_sandbox.observe.log import Log
 from sage_sandbox.results.scrub import Scrubber
+from sage_sandbox.spending import Spent, spent_before
 from sage_sandbox.store import active, artifacts
 from sage_sandbox.store.keys import Keys
 from sage_sandbox.store.layout import state_folder
@@ -88,6 +89,8 @@ class Journal:
         """Whether phases that are cut short are written down (`cancel --no-save` says no)."""
         self.audit_key = b""
         """What the audit log is authenticated with: the broker writes in it, too."""
+        self.spent: Callable[[], Mapping[str, Any]] = dict
+        """What the run has spent so far, to be written down beside each phase; empty where nobody will ask for it."""
         self._project = project
         self._place = place
         self._store = store
@@ -167,6 +170,7 @@ class Journal:
             template=workflow.name,
             phase_ids=tuple(phase.id for phase in workflow.phases),
             updated_at=now,
+            metrics={**found.state.metrics, **_noted(spent_before(found))},
             dropped=every_dropped,
             errors=(),
             sessions=(*found.state.sessions, Session(now)),
@@ -240,7 +244,9 @@ class Journal:
             operations.append((operation.id, outcome))
         now = self._now()
         began = _before(now, result.duration_s)
-        return Checkpoint(result.id, 0, 0, result.status, tuple(operations), began, now, result.duration_s), hits
+        spent = self.spent()
+        made = Checkpoint(result.id, 0, 0, result.status, tuple(operations), began, now, result.duration_s, spent)
+        return made, hits
 
     # -- at the end ----------------------------------------------------------------------------------------------
 
@@ -308,7 +314,8 @@ class Journal:
         assert self._state is not None
         before = float(self._state.metrics.get("totalTime", 0))
         metrics = metrics_document(result.metrics)
-        return {**metrics, "totalTime": round(before + metrics["totalTime"], 3)}
+        spent = {"spent": dict(note)} if (note := self.spent()) else {}
+        return {**metrics, "totalTime": round(before + metrics["totalTime"], 3), **spent}
 
     def _error(self, phase: str, operation: str, reason: str, message: str) -> dict[str, Any]:
         text, _ = self._scrubber.text(message)
@@ -332,6 +339,11 @@ def without_secrets(definition: Definition, known: Sequence[str]) -> Definition:
         return definition
     text, files, params = json.loads(clean)
     return replace(definition, text=text, files=files, params=params, lacks_secrets=True)
+
+
+def _noted(spent: Spent) -> dict[str, Any]:
+    """What a main file says that earlier processes spent on models."""
+    return {"spent": spent.document()} if spent.usage else {}
 
 
 def _no_metrics(phases: int) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from sage_sandbox.outcome import Outcome, rejected
 from sage_sandbox.policy import Limits, Policy, format_duration
 from sage_sandbox.sandbox.job import Job
 from sage_sandbox.settling import GOES_ON, Frontier, PhaseRun, Stop, Trial, backoff_s, may_retry
+from sage_sandbox.spending import Excess, Ledger, time_excess
 from sage_sandbox.workflow.definition import Phase
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Loop:
         slots: Slots,
         *,
         earlier: Earlier,
+        ledger: Ledger,
         commit: Callable[[Sequence[PhaseResult]], None],
         tell: Callable[[Event], None],
         gate: MemoryGate,
@@ -87,6 +89,7 @@ class Loop:
         self._terms = terms
         self._slots = slots
         self._earlier = earlier
+        self._ledger = ledger
         self._commit = commit
         self._tell = tell
         self._gate = gate
@@ -107,12 +110,14 @@ class Loop:
     def run(self) -> None:
         """Run every phase to its end, or to the run's. Raises SandboxUnavailable, and what ``commit`` raises."""
         self._alarms.set(self._terms.timeout_s, self._time_is_up)
+        if (left_s := self._ledger.time_left_s) is not None:
+            self._alarms.set(max(left_s, 0.0), self._budget_of_time_is_up)
         self._remember_earlier()
         self._open_phases(self._frontier.first)
         while self._open:
             self._obey_cancel()
             self._send_ready()
-            if not self._uncommitted:
+            if self._open and not self._uncommitted:
                 for news in self._slots.wait(self._alarms.wait_s()):
                     self._take(news)
                 self._hear_cache()
@@ -148,6 +153,7 @@ class Loop:
                 self._uncommitted.append(run)
 
     def _send_ready(self) -> None:
+        self._keep_to_budgets()
         if self._cache is not None:
             self._ask_cache(self._cache)
         while self._ready:
@@ -279,6 +285,7 @@ class Loop:
 
     def _ended(self, ticket: int, outcome: Outcome) -> None:
         trial = self._take_back(ticket)
+        self._ledger.add(outcome.usage)
         outcome = trial.ended(outcome)
         if self._cache is not None and trial.attempt == 1 and (reply := self._asked.get(trial)) is not None:
             self._cache.offer(reply, outcome)
@@ -369,6 +376,32 @@ class Loop:
             text = f"workflow timeout exceeded ({format_duration(self._terms.timeout_s)})"
             self._stop_run(Stop("timeout", text, "give it more time with --timeout"))
 
+    def _budget_of_time_is_up(self) -> None:
+        if self.stop is None and self._ledger.budgets.time_s is not None:
+            self._stop_run(self._out_of_budget(time_excess(self._ledger.budgets.time_s)))
+
+    def _keep_to_budgets(self) -> None:
+        """Before anything starts: once a budget is reached nothing does, and what runs may end, for it is paid for."""
+        if self.stop is None and self._ready and (excess := self._ledger.exceeded()):
+            self._pause(self._out_of_budget(excess))
+
+    def _out_of_budget(self, excess: Excess) -> Stop:
+        self._tell(Notice("warning", f"{excess.text}; {excess.hint}"))
+        return Stop("budget_exceeded", excess.text, excess.hint)
+
+    def _pause(self, stop: Stop) -> None:
+        self.stop = stop
+        waiting = []
+        for run in self._open_and_started():
+            run.stop = run.stop or stop
+            for trial in run.trials:
+                if trial.ticket and trial.ticket not in self._running:
+                    waiting.append(trial.ticket)
+                elif not trial.ticket and not trial.settled:
+                    self._settle_stopped(trial, run.stop)
+        self._slots.cancel(waiting)
+        self._ready.clear()
+
     def _phase_time_is_up(self, run: PhaseRun) -> None:
         if run.open and run.stop is None:
             text = f"phase timeout exceeded ({format_duration(run.phase.timeout_s)})"
@@ -376,12 +409,16 @@ class Loop:
 
     def _stop_run(self, stop: Stop) -> None:
         self.stop = stop
+        for run in self._open_and_started():
+            self._stop_phase(run, stop)
+        self._ready.clear()
+
+    def _open_and_started(self) -> list[PhaseRun]:
+        """The open phases, without those of which nothing was started yet: these are not open any more."""
         for run in list(self._open.values()):
             if run.started is None and run.open:
                 del self._open[run.phase.id]
-            else:
-                self._stop_phase(run, stop)
-        self._ready.clear()
+        return list(self._open.values())
 
     def _stop_phase(self, run: PhaseRun, stop: Stop) -> None:
         """End what runs; settle what does not. What has finished is kept."""

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-Reason = Literal["error", "timeout", "limit", "denied", "worker lost", "cancelled", "unavailable"]
+Reason = Literal[
+    "error", "timeout", "limit", "denied", "worker lost", "cancelled", "unavailable", "budget_exceeded"
+]  # fmt: skip
 """``unavailable``: a service that the operation needs does not answer; it may be back later."""
 MemoryControl = Literal["cgroup", "sampled"]
 
@@ -78,6 +80,51 @@ def merged_answers(answers: Iterable[CachedAnswer]) -> tuple[CachedAnswer, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """What asking a model took, in tokens: four counters that have nothing in common, over so many ``times``.
+
+    ``asked`` is the model as the template names it (``provider/model``), ``provider`` and ``model`` are who answered,
+    as reported. ``measured``: the provider counted; else it said nothing, and these are estimates.
+    """
+
+    asked: str
+    provider: str
+    model: str
+    input: int = 0
+    output: int = 0
+    cache_read: int = 0
+    cache_write: int = 0
+    times: int = 1
+    measured: bool = True
+
+    @property
+    def total(self) -> int:
+        """All tokens."""
+        return self.input + self.output + self.cache_read + self.cache_write
+
+
+def added_up(usage: Iterable[Usage]) -> tuple[Usage, ...]:
+    """Usage with its figures added up, each model that was asked, and that answered, once."""
+    found: dict[tuple[str, str, str, bool], Usage] = {}
+    for one in usage:
+        key = (one.asked, one.provider, one.model, one.measured)
+        so_far = found.get(key)
+        found[key] = one if so_far is None else _sum(so_far, one)
+    return tuple(found.values())
+
+
+def _sum(one: Usage, other: Usage) -> Usage:
+    return replace(
+        one,
+        input=one.input + other.input,
+        output=one.output + other.output,
+        cache_read=one.cache_read + other.cache_read,
+        cache_write=one.cache_write + other.cache_write,
+        times=one.times + other.times,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Artifact:
     """A file collected from ``$SAGE_OUT``: path in the artifact folder, size, SHA-256 (hex)."""
 
@@ -104,7 +151,8 @@ class Outcome:
     that were replaced in all of this by ``[secret:NAME]``, ``calls`` the tool calls that were carried out.
     ``cached_s`` is the age of an outcome that was not run for but found in the cache, else None; its durations are
     those of the run that left it. ``cached_answers`` are those of tools that it was given in the place of a call,
-    ``lacked`` the tool servers from which it got neither an answer nor one of before.
+    ``lacked`` the tool servers from which it got neither an answer nor one of before. ``usage`` is what models were
+    asked for, over all attempts.
     """
 
     status: Literal["fulfilled", "rejected"]
@@ -130,6 +178,7 @@ class Outcome:
     cached_s: float | None = None
     cached_answers: tuple[CachedAnswer, ...] = ()
     lacked: tuple[str, ...] = ()
+    usage: tuple[Usage, ...] = ()
 
     @property
     def ok(self) -> bool:

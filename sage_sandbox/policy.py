@@ -18,8 +18,17 @@ KiB: Final = 1 << 10
 MiB: Final = 1 << 20
 GiB: Final = 1 << 30
 
-GrantKind = Literal["read", "write", "write-through", "loopback", "net", "tool", "env"]
-GRANT_KINDS: Final[tuple[GrantKind, ...]] = ("read", "write", "write-through", "loopback", "net", "tool", "env")
+GrantKind = Literal["read", "write", "write-through", "loopback", "net", "tool", "model", "env"]
+GRANT_KINDS: Final[tuple[GrantKind, ...]] = (
+    "read",
+    "write",
+    "write-through",
+    "loopback",
+    "net",
+    "tool",
+    "model",
+    "env",
+)
 
 HIDDEN_NAMES: Final = (".sage", ".env*", ".git-credentials", ".netrc", ".npmrc", ".pypirc", "*.pem", "*.key", "id_*")
 """Names that a read grant on a folder does not show, at any depth, unless a grant names the very file.
@@ -80,6 +89,7 @@ class Policy:
     tool: tuple[str, ...] = ()
     env: tuple[str, ...] = ()
     unprotected: tuple[str, ...] = ()
+    model: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return any(getattr(self, field.name) for field in fields(self))
@@ -92,7 +102,7 @@ class Policy:
     @property
     def repeatable(self) -> bool:
         """Whether running the operation twice can be told from running it once only by its cost."""
-        return not (self.write or self.write_through or self.net or self.tool)
+        return not (self.write or self.write_through or self.net or self.tool or self.model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +158,8 @@ def parse_grant(text: str) -> Grant:
                 raise UsageError(f"--allow {kind}: a NUL byte is in the value")
             if kind == "tool" and not is_tool_grant(value):
                 raise UsageError("--allow tool takes SERVER/TOOL or SERVER/*", "such as tool:sage-research/*")
+            if kind == "model" and not is_model_grant(value):
+                raise UsageError("--allow model takes PROVIDER/MODEL, PROVIDER/* or *", "such as model:anthropic/*")
             return Grant(kind, value, forced)
     raise UsageError(f"--allow does not know {word!r}", "one of " + ", ".join(GRANT_KINDS))
 
@@ -174,6 +186,30 @@ def grants_tool(granted: Sequence[str], tool: str) -> bool:
 def every_tool(tool: str) -> str:
     """The grant for all tools of this one's server."""
     return tool.split("/", maxsplit=1)[0] + "/*"
+
+
+_MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}/[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}")
+_MODEL_GRANT = re.compile(r"\*|[a-z0-9][a-z0-9_-]{0,31}/\*")
+
+
+def is_model_name(text: str) -> bool:
+    """Whether this can be the name of a model: ``provider/model``."""
+    return _MODEL_NAME.fullmatch(text) is not None
+
+
+def is_model_grant(text: str) -> bool:
+    """Whether this can be granted: ``provider/model``, ``provider/*`` for all of a provider's, ``*`` for every one."""
+    return _MODEL_GRANT.fullmatch(text) is not None or is_model_name(text)
+
+
+def model_grants(model: str) -> tuple[str, str, str]:
+    """The grants that allow asking a model, the narrowest first."""
+    return model, model.split("/", maxsplit=1)[0] + "/*", "*"
+
+
+def grants_model(granted: Sequence[str], model: str) -> bool:
+    """Whether one of these grants allows asking ``model``, or all that is asked by ``provider/*``."""
+    return any(grant in granted for grant in model_grants(model))
 
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgG]?)(?:i?[bB])?")

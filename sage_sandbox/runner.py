@@ -29,6 +29,7 @@ from sage_sandbox.policy import Limits, Policy, format_duration, parse_duration
 from sage_sandbox.results.leaving import weigh
 from sage_sandbox.results.scrub import known_values
 from sage_sandbox.settling import GOES_ON, Frontier, Stop, run_status
+from sage_sandbox.spending import Ledger
 from sage_sandbox.store.artifacts import publish
 from sage_sandbox.store.records import progress
 from sage_sandbox.workflow.definition import Keep, Workflow
@@ -89,8 +90,8 @@ class Runner:
     an operation that is not in them gets nothing, and the default limits. ``params`` holds the value of every parameter
     of the workflow. With ``artifacts`` files go to ``.sage/artifacts/feature/phase/operation`` of the project. A
     ``dispatcher`` that is given decides about ``parallel`` and is closed at the end of the run, too. ``earlier`` is
-    what does not run again. ``needs`` are the tool servers it may use, every one of them approved. Nothing is saved
-    unless `saved_by` was called.
+    what does not run again. ``needs`` are the tool servers and models it may use, every server approved. ``ledger``
+    holds it to its budgets, by default the template's. Nothing is saved unless `saved_by` was called.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Runner:
         dispatcher: Slots | None = None,
         earlier: Earlier | None = None,
         needs: Needs | None = None,
+        ledger: Ledger | None = None,
         environ: Mapping[str, str] | None = None,
         memory: MemoryReader = read_memory,
         clock: Callable[[], float] = time.monotonic,
@@ -130,6 +132,7 @@ class Runner:
         self._ask_stale: AskStale | None = None
         self._earlier = earlier or Earlier()
         self._needs = needs
+        self._ledger = ledger or Ledger(workflow.budgets)
         self._completed = len(self._earlier.phases)
         self._phase = ""
         real = os.path.realpath(project)
@@ -160,6 +163,7 @@ class Runner:
         From now on other processes can ask and cancel the run.
         """
         self._journal = journal
+        journal.spent = self._ledger.note
         self._server = self._serve(journal)
         self._tell.add(journal.log())
         self.workflow_id = journal.run
@@ -193,6 +197,7 @@ class Runner:
 
     def _run(self) -> RunResult:
         started = self._clock()
+        self._ledger.begin(self._clock)
         workflow, kept = self._workflow, len(self._earlier.phases)
         operations = sum(len(phase.operations) for phase in workflow.phases)
         self._tell(RunStarted(self.workflow_id, self._feature, workflow.name, len(workflow.phases), operations, kept))
@@ -223,7 +228,15 @@ class Runner:
             self._tell(Notice("warning", f"External API unavailable ({lacked}) · no cached data stands in{saved}"))
         metrics = result.metrics
         self._tell(
-            RunSettled(self.workflow_id, self._feature, result.status, metrics.duration_s, resumable, metrics.weight)
+            RunSettled(
+                self.workflow_id,
+                self._feature,
+                result.status,
+                metrics.duration_s,
+                resumable,
+                metrics.weight,
+                metrics.usage,
+            )
         )
         return result
 
@@ -306,6 +319,7 @@ class Runner:
             self._terms,
             slots,
             earlier=self._earlier,
+            ledger=self._ledger,
             commit=self._commit,
             tell=self._tell,
             gate=self._gate,
@@ -323,6 +337,7 @@ class Runner:
             ((phase.status, phase.single and not _lacks_a_service(phase)) for phase in phases),
             cancelled=stop is not None and stop.reason == "cancelled",
             timed_out=stop is not None and stop.reason == "timeout",
+            out_of_budget=stop is not None and stop.reason == "budget_exceeded",
         )
         return RunResult(
             workflow_id=self.workflow_id,
@@ -337,6 +352,8 @@ class Runner:
                 cached=hits + (self._cache.hits if self._cache is not None else 0),
                 cache_asked=asked + (self._cache.asked if self._cache is not None else 0),
                 weight=weigh(_leaving(phases, keeps)),
+                usage=self._ledger.spent.usage,
+                cost=self._ledger.cost,
             ),
             errors=tuple(_errors(self._workflow, phases, stop)),
             hint="" if status == "completed" else self._hint(_lacked(_failed(phases))),

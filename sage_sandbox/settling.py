@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from sage_sandbox.errors import ExitCode
 from sage_sandbox.events import PhaseStatus, RunStatus
-from sage_sandbox.outcome import Attempt, Contact, Outcome, Reason, gathered, rejected
+from sage_sandbox.outcome import Attempt, Contact, Outcome, Reason, Usage, added_up, gathered, rejected
 from sage_sandbox.policy import RETRIES_MAX
 from sage_sandbox.workflow.definition import Operation, Phase
 
@@ -31,7 +31,7 @@ def phase_status(fulfilled: int, total: int, threshold: float) -> PhaseStatus:
 
 
 def run_status(
-    phases: Iterable[tuple[PhaseStatus, bool]], *, cancelled: bool, timed_out: bool
+    phases: Iterable[tuple[PhaseStatus, bool]], *, cancelled: bool, timed_out: bool, out_of_budget: bool = False
 ) -> tuple[RunStatus, ExitCode]:
     """How a run ended, from each phase's status and whether it was written as a single operation."""
     seen = set(phases)
@@ -40,7 +40,7 @@ def run_status(
         return "cancelled", ExitCode.CANCELLED
     if timed_out or "timeout" in statuses:
         return "paused", ExitCode.TIMEOUT
-    if ("failed", False) in seen:
+    if ("failed", False) in seen or "paused" in statuses or out_of_budget:
         return "paused", ExitCode.PAUSED
     if statuses - GOES_ON:
         return "failed", ExitCode.FAILED
@@ -65,7 +65,7 @@ def backoff_s(used: int, jitter: Callable[[], float]) -> float:
 class Stop:
     """Why operations are ended before their time: what their outcomes and their phase then say."""
 
-    reason: Literal["timeout", "cancelled"]
+    reason: Literal["timeout", "cancelled", "budget_exceeded"]
     text: str
     hint: str = ""
 
@@ -86,6 +86,7 @@ class Trial:
     settled: bool = False
     attempts: list[Attempt] = field(default_factory=list)
     contacts: tuple[Contact, ...] = ()
+    usage: tuple[Usage, ...] = ()
 
     @property
     def operation(self) -> Operation:
@@ -101,13 +102,17 @@ class Trial:
             outcome = replace(outcome, reason=stop.reason, error=stop.text, hint=stop.hint)
         self.attempts.append(Attempt(outcome.status, outcome.reason, outcome.error, outcome.duration_s))
         self.contacts = gathered((*self.contacts, *outcome.contacts))
-        return replace(outcome, attempts=tuple(self.attempts), contacts=self.contacts)
+        self.usage = added_up((*self.usage, *outcome.usage))
+        return self._whole(outcome)
 
     def cut(self, stop: Stop) -> Outcome:
         """The outcome of an operation that is stopped between two attempts, or before its first."""
         self.run.was_cut = True
-        cut = rejected(stop.reason, stop.text, stop.hint)
-        return replace(cut, attempts=tuple(self.attempts), contacts=self.contacts)
+        return self._whole(rejected(stop.reason, stop.text, stop.hint))
+
+    def _whole(self, outcome: Outcome) -> Outcome:
+        """An outcome with what is known of all attempts."""
+        return replace(outcome, attempts=tuple(self.attempts), contacts=self.contacts, usage=self.usage)
 
 
 class PhaseRun:
@@ -146,7 +151,7 @@ class PhaseRun:
     def status(self) -> PhaseStatus:
         """How it ended; a stop counts only if an operation was ended by it."""
         if self.stop is not None and self.was_cut:
-            return self.stop.reason
+            return "paused" if self.stop.reason == "budget_exceeded" else self.stop.reason
         return phase_status(self.fulfilled, len(self.outcomes), self.phase.success_threshold)
 
 

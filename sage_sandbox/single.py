@@ -128,6 +128,8 @@ def like_job(place: str, argv: Sequence[str], grants: Iterable[Grant], limits: A
     job = make_job(operation, setting, here, {"params": resolve_params(workflow, params), "feature": "exec"})
     if job.type == "mcp":
         raise UsageError(f"{name} calls a tool: it has no sandbox that something could be run in")
+    if job.type == "llm":
+        raise UsageError(f"{name} asks a model: it has no sandbox that something could be run in")
     return job
 
 

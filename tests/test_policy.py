@@ -87,6 +87,10 @@ class TestGrants:
                     "é/b",
                 )
             ),
+            *(
+                ("--allow model takes PROVIDER/MODEL, PROVIDER/* or *", f"model:{value}")
+                for value in ("claude", "a/", "/m", "*/m", "A/m", "a/m*", "a/ m", "a//m", "a/.m", "a/m\n", "a/é")
+            ),
         ],
     )
     def test_what_is_no_grant_is_refused_in_the_users_words(self, message: str, text: str) -> None:
@@ -96,7 +100,7 @@ class TestGrants:
         assert message in str(caught.value)
 
     @given(
-        st.sampled_from([kind for kind in GRANT_KINDS if kind not in ("loopback", "tool")]),
+        st.sampled_from([kind for kind in GRANT_KINDS if kind not in ("loopback", "tool", "model")]),
         st.text(min_size=1).filter(lambda v: "\0" not in v),
     )
     def test_any_value_comes_back(self, kind: str, value: str) -> None:

@@ -21,7 +21,7 @@ PRUNED: Final = "pruned"
 HEALED: Final = "healed"
 KINDS: Final = frozenset(
     {"start", "stop", "resume", "cancel"}
-    | {"state", "grants", "violation", "outside", "call", "cached", "breaker", "error", "rekey"}
+    | {"state", "grants", "violation", "outside", "call", "cached", "usage", "breaker", "error", "rekey"}
     | {PRUNED, HEALED}
 )
 

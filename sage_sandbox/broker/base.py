@@ -1,4 +1,4 @@
-"""The seam between the broker and whatever speaks to a tool server, and how a call can go wrong there."""
+"""The seam between the broker and whatever speaks to a tool server or to a model, and how that can go wrong."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from sage_sandbox.providers import Provider
 from sage_sandbox.sandbox.calls import ToolSpec
 from sage_sandbox.toolservers.definition import Server
 
@@ -77,5 +78,48 @@ class Session(Protocol):
 
 Connect = Callable[[Server, Mapping[str, str], str], AbstractAsyncContextManager[Session]]
 """From an expanded definition, the environment a program gets besides its own, and the folder it starts in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One question to a model (without its provider's name). ``schema``: what the answer must be, or None for text."""
+
+    model: str
+    text: str
+    system: str
+    max_tokens: int
+    schema: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a model said. ``counts`` are input, output, cache-read and cache-write tokens, None where it did not say.
+
+    ``is_cut``: it had more to say. ``refusal`` is why it would not, or empty.
+    """
+
+    text: str
+    model: str
+    counts: tuple[int, int, int, int] | None = None
+    is_cut: bool = False
+    refusal: str = ""
+
+
+class ModelClient(Protocol):
+    """A provider, used by several questions at once.
+
+    An implementation promises: a question that is cancelled is hung up on.
+    """
+
+    async def ask(self, prompt: Prompt) -> Reply:
+        """The answer to one question. SessionLost, ToolRefused."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of its connections."""
+        ...
+
+
+MakeClient = Callable[[Provider], ModelClient]
 
 Sleep = Callable[[float], Awaitable[None]]

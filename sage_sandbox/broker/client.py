@@ -18,6 +18,7 @@ from typing import Any, Final
 from sage_sandbox.broker.frames import SIZES, BadFrame, pack, read_head, read_sizes
 from sage_sandbox.broker.sockets import connect
 from sage_sandbox.disk.files import Untrusted
+from sage_sandbox.outcome import Usage
 from sage_sandbox.sandbox.calls import Answer, Call, ToolSpec
 
 CALL_S: Final = 600.0
@@ -145,16 +146,14 @@ class BrokerClient:
     def call(self, operation: str, call: Call, *, timeout_s: float = CALL_S, cancel_fd: int = -1) -> Answer:
         """Have a tool called for ``operation`` (``phase/operation``); never raises."""
         head = {"do": "call", "operation": operation, "tool": call.tool, "timeout_s": timeout_s}
-        try:
-            said, value = self._ask(head, call.arguments, time.monotonic() + timeout_s + LATE_S, cancel_fd)
-        except GivenUp:
-            return _CANCELLED
-        except Late:
-            return Answer(ok=False, error=f"the tool broker gave no answer in {timeout_s:.0f} s", kind="transport")
-        except Hungup as error:
-            reason = str(error)
-            return Answer(ok=False, error=reason, kind="transport", retryable=True) if reason else _DIED
-        return answer_of(said, value)
+        return self._answer(head, call.arguments, timeout_s, cancel_fd)
+
+    def ask_model(
+        self, operation: str, model: str, request: bytes, *, timeout_s: float = CALL_S, cancel_fd: int = -1
+    ) -> Answer:
+        """Have a model asked for ``operation``; never raises."""
+        head = {"do": "ask", "operation": operation, "model": model, "timeout_s": timeout_s}
+        return self._answer(head, request, timeout_s, cancel_fd)
 
     def list_tools(self, operation: str, *, timeout_s: float = CALL_S, cancel_fd: int = -1) -> tuple[ToolSpec, ...]:
         """The tools that ``operation`` was granted, of servers that answer; none where the broker does not."""
@@ -164,6 +163,19 @@ class BrokerClient:
         except (Hungup, GivenUp, Late):
             return ()
         return specs_of(body)
+
+    def _answer(self, head: Mapping[str, Any], body: bytes, timeout_s: float, cancel_fd: int) -> Answer:
+        """What the broker answers; what keeps it from doing so is an answer, too."""
+        try:
+            said, value = self._ask(head, body, time.monotonic() + timeout_s + LATE_S, cancel_fd)
+        except GivenUp:
+            return _CANCELLED
+        except Late:
+            return Answer(ok=False, error=f"the tool broker gave no answer in {timeout_s:.0f} s", kind="transport")
+        except Hungup as error:
+            reason = str(error)
+            return Answer(ok=False, error=reason, kind="transport", retryable=True) if reason else _DIED
+        return answer_of(said, value)
 
     def give_up(self) -> None:
         """End every call under way, as cancelled: whoever made them is not there any more. For other threads."""
@@ -241,6 +253,7 @@ def answer_of(said: Mapping[str, Any], value: bytes) -> Answer:
         retryable=said.get("retryable") is True,
         cached_s=said.get("cachedS"),
         unavailable=said.get("unavailable") is True,
+        usage=tuple(Usage(**usage) for usage in said.get("usage", ())),
     )
 
 

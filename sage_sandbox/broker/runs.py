@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sage_sandbox.broker.frames import BadFrame
-from sage_sandbox.policy import grants_tool
+from sage_sandbox.policy import grants_model, grants_tool
+from sage_sandbox.providers import Provider
+from sage_sandbox.providers import from_document as provider_from_document
 from sage_sandbox.toolservers.definition import Server, from_document
 
 
@@ -35,8 +37,8 @@ class Registration:
 
     ``grants`` are tool patterns by operation (``phase/operation``), ``values`` what the variables of the definitions
     stand for, ``environ`` what a server that is started gets besides its own. Of the servers in ``shared`` a session
-    serves all runs. ``audit_key`` (hex) is empty where nothing is written down, ``keeping`` None where no answer is
-    kept.
+    serves all runs. ``models`` are model patterns by operation, ``providers`` who answers for them, keys included.
+    ``audit_key`` (hex) is empty where nothing is written down, ``keeping`` None where no answer is kept.
     """
 
     token: str
@@ -48,6 +50,8 @@ class Registration:
     values: Mapping[str, str]
     environ: Mapping[str, str]
     shared: tuple[str, ...] = ()
+    models: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    providers: tuple[Provider, ...] = ()
     audit_key: str = ""
     keeping: Keeping | None = None
 
@@ -63,6 +67,8 @@ class Registration:
             "values": dict(self.values),
             "environ": dict(self.environ),
             "shared": list(self.shared),
+            "models": {operation: list(patterns) for operation, patterns in self.models.items()},
+            "providers": [provider.document() for provider in self.providers],
             "auditKey": self.audit_key,
             "keeping": asdict(self.keeping) if self.keeping is not None else None,
         }
@@ -81,6 +87,8 @@ def read_registration(raw: Mapping[str, Any]) -> Registration:
             values=raw["values"],
             environ=raw["environ"],
             shared=tuple(raw["shared"]),
+            models={operation: tuple(patterns) for operation, patterns in raw["models"].items()},
+            providers=tuple(provider_from_document(provider) for provider in raw["providers"]),
             audit_key=raw["auditKey"],
             keeping=_read_keeping(raw["keeping"]) if raw["keeping"] is not None else None,
         )
@@ -99,13 +107,24 @@ class Run:
     registration: Registration
     tell: Callable[[Mapping[str, Any]], None]
     servers: Mapping[str, Server] = field(init=False)
+    providers: Mapping[str, Provider] = field(init=False)
 
     def __post_init__(self) -> None:
         self.servers = {server.name: server for server in self.registration.servers}
+        self.providers = {provider.name: provider for provider in self.registration.providers}
 
     def may(self, operation: str, tool: str) -> bool:
         """Whether this operation was granted the tool."""
         return grants_tool(self.registration.grants.get(operation, ()), tool)
+
+    def may_ask(self, operation: str, model: str) -> bool:
+        """Whether this operation was granted the model."""
+        return grants_model(self.registration.models.get(operation, ()), model)
+
+    def uses(self, service: str) -> bool:
+        """Whether it may call the server, or ask the provider (``model:NAME``), that is called so."""
+        kind, _, name = service.partition(":")
+        return service in self.servers or (kind == "model" and name in self.providers)
 
     def granted_servers(self, operation: str) -> tuple[Server, ...]:
         """The servers of which the operation was granted anything."""

@@ -12,12 +12,14 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any, Final
 
 from sage_sandbox.broker.answers import Answers, open_answers
-from sage_sandbox.broker.base import Connect, SessionLost, Sleep, ToolRefused
+from sage_sandbox.broker.base import Connect, MakeClient, SessionLost, Sleep, ToolRefused
 from sage_sandbox.broker.calling import ERROR_WIDTH, Calling, Record
 from sage_sandbox.broker.frames import SIZES, BadFrame, pack, read_head, read_sizes
+from sage_sandbox.broker.prompting import Prompting, make_client
 from sage_sandbox.broker.runs import Registration, Run, Runs, read_registration
 from sage_sandbox.broker.services import Services, spoken
 from sage_sandbox.broker.sockets import is_ours
@@ -39,9 +41,9 @@ MakeAnswers = Callable[[Registration], Answers | None]
 class Broker:
     """Serves a listening socket until its last user is gone.
 
-    ``connect`` opens sessions, ``make_record`` opens a run's audit log, ``make_answers`` what it keeps answers in;
-    ``may_end`` is asked, when nobody is left, whether the socket is taken away for good: it is not while others are
-    coming, which they do under a lock.
+    ``connect`` opens sessions with tool servers, ``make_model`` makes what speaks to a model provider, ``make_record``
+    opens a run's audit log, ``make_answers`` what it keeps answers in; ``may_end`` is asked, when nobody is left,
+    whether the socket is taken away for good: it is not while others are coming, which they do under a lock.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Broker:
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
         sleep: Sleep = asyncio.sleep,
+        make_model: MakeClient = make_client,
         start_s: float = START_S,
         first_s: float = FIRST_S,
     ) -> None:
@@ -69,6 +72,9 @@ class Broker:
         self._answers: dict[Run, Answers] = {}
         self._services = Services(connect, self._transition, clock, start_s)
         self._calling = Calling(self._services, self._records, self._answers, clock=clock, jitter=jitter, sleep=sleep)
+        self._prompting = Prompting(
+            self._records, self._transition, make=make_model, clock=clock, jitter=jitter, sleep=sleep
+        )
         self._visits: set[asyncio.Task[None]] = set()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -164,6 +170,7 @@ class Broker:
             del self._records[run]
             self._answers.pop(run, None)
             await self._services.leave(run)
+            await self._prompting.leave(run)
             await record.close()
             if answers is not None:
                 await answers.close()
@@ -200,6 +207,8 @@ class Broker:
         match head:
             case {"do": "call", "operation": str(operation), "tool": str(tool), "timeout_s": int() | float() as time_s}:
                 return _spoken(await self._calling.call(run, operation, tool, body, float(time_s)))
+            case {"do": "ask", "operation": str(operation), "model": str(name), "timeout_s": int() | float() as time_s}:
+                return _spoken(await self._prompting.ask(run, operation, name, body, float(time_s)))
             case {"do": "list", "operation": str(operation)}:
                 return {"ok": True}, _listed(await self._calling.tools(run, operation))
             case {"do": "look", "server": str(name), "start": bool(start)} if name in run.servers:
@@ -231,7 +240,7 @@ class Broker:
         event = {"event": "breaker", "server": transition.name, "before": transition.before, "after": transition.after,
                  "why": clip(transition.why, ERROR_WIDTH)}  # fmt: skip
         for run, record in self._records.items():
-            if transition.name in run.servers:
+            if run.uses(transition.name):
                 record.reduce("breaker", text, {"server": transition.name, "why": event["why"]})
                 run.tell(event)
 
@@ -246,7 +255,13 @@ def _listed(specs: Iterable[ToolSpec]) -> bytes:
 
 
 def _spoken(answer: Answer) -> tuple[Mapping[str, Any], bytes]:
-    head: dict[str, Any] = {"ok": answer.ok, "error": answer.error, "kind": answer.kind, "retryable": answer.retryable}
+    head: dict[str, Any] = {
+        "ok": answer.ok,
+        "error": answer.error,
+        "kind": answer.kind,
+        "retryable": answer.retryable,
+        "usage": [asdict(usage) for usage in answer.usage],
+    }
     if answer.cached_s is not None:
         head |= {"cachedS": answer.cached_s, "unavailable": answer.unavailable}
     return head, answer.value if answer.ok else b""

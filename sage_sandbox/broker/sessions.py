@@ -21,9 +21,10 @@ from pydantic import ValidationError
 
 from sage_sandbox.broker.base import OnProgress, Progress, SessionLost, Silent, ToolRefused
 from sage_sandbox.broker.booting import booted
-from sage_sandbox.broker.http import NOTE, Note, address_transport
+from sage_sandbox.broker.http import address_transport
 from sage_sandbox.broker.services import spoken
 from sage_sandbox.broker.stdio import Program, program_transport
+from sage_sandbox.broker.web import NOTE, Note
 from sage_sandbox.sandbox.calls import ToolSpec
 from sage_sandbox.toolservers.definition import Server
 

@@ -50,6 +50,7 @@ def ingredients(
         "packages": list(job.packages),
         "argv": list(job.argv),
         "tool": job.tool,
+        "model": job.model,
         "output": job.output,
         "okCodes": list(job.ok_codes),
         "params": _digest(job.params),

@@ -15,7 +15,7 @@ from typing import Any, Final
 from sage_sandbox.escaping import clip, escape
 from sage_sandbox.grants.review import Review, Row
 from sage_sandbox.policy import HIDDEN_NAMES, format_duration, format_size
-from sage_sandbox.workflow.definition import Operation, Phase, Workflow
+from sage_sandbox.workflow.definition import Budgets, Operation, Phase, Workflow
 from sage_sandbox.workflow.findings import count_of
 from sage_sandbox.workflow.planning import Plan
 
@@ -61,6 +61,17 @@ def _heading(picture: Picture) -> Iterator[str]:
     yield f"{escape(workflow.name)}: {counts}"
     if workflow.description:
         yield f"  {clip(workflow.description, 2 * _LINE)}"
+    if budgets := _budgets(workflow.budgets):
+        yield f"  paused once it has spent {budgets}"
+
+
+def _budgets(budgets: Budgets) -> str:
+    parts = [
+        f"{budgets.tokens:,} tokens" if budgets.tokens is not None else "",
+        f"a cost of {budgets.cost:g}" if budgets.cost is not None else "",
+        f"{format_duration(budgets.time_s)} of running" if budgets.time_s is not None else "",
+    ]
+    return ", ".join(filter(None, parts))
 
 
 def _batches(picture: Picture) -> Iterator[str]:
@@ -88,6 +99,8 @@ def _what(operation: Operation) -> str:
         return clip(" ".join(operation.argv), _LINE)
     if operation.type == "mcp":
         return clip(operation.tool, _LINE)
+    if operation.type == "llm":
+        return clip(operation.model, _LINE)
     return clip(operation.file, _LINE) if operation.file else "inline code"
 
 

@@ -9,7 +9,7 @@ import click
 
 if TYPE_CHECKING:
     from sage_sandbox.policy import Grant
-    from sage_sandbox.workflow.definition import AskedLimits
+    from sage_sandbox.workflow.definition import AskedLimits, Budgets
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -26,6 +26,12 @@ def _limits(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> As
     from sage_sandbox.grants.limits import parse_limit_options
 
     return parse_limit_options(texts)
+
+
+def _budgets(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> Budgets:
+    from sage_sandbox.grants.budgets import parse_budget_options
+
+    return parse_budget_options(texts)
 
 
 def _duration(_: click.Context, option: click.Parameter, text: str | None) -> float | None:
@@ -60,8 +66,8 @@ def allow() -> Callable[[F], F]:
         multiple=True,
         metavar="KIND:VALUE",
         callback=_grants,
-        help="Allow something: read:PATH, write:PATH, write-through:PATH, net:HOST:PORT, tool:SERVER/TOOL, env:NAME or "
-        "loopback. May be repeated.",
+        help="Allow something: read:PATH, write:PATH, write-through:PATH, net:HOST:PORT, tool:SERVER/TOOL, "
+        "model:PROVIDER/MODEL, env:NAME or loopback. May be repeated.",
     )
 
 
@@ -74,6 +80,19 @@ def limit() -> Callable[[F], F]:
         metavar="NAME=VALUE",
         callback=_limits,
         help="Set a limit: memory=256M, cpu=60s, pids=64 or disk=64M. May be repeated.",
+    )
+
+
+def budget() -> Callable[[F], F]:
+    """``--budget NAME=VALUE``, as Budgets."""
+    return click.option(
+        "--budget",
+        "budgets",
+        multiple=True,
+        metavar="NAME=VALUE",
+        callback=_budgets,
+        help="Pause once this much is spent: tokens=50000, cost=1.50 (in the currency of your prices) or time=10m. "
+        "Before a first run the smaller holds, this or the template's; on resuming, this. May be repeated.",
     )
 
 

@@ -21,6 +21,7 @@ def asks_of(policy: Policy) -> tuple[Grant, ...]:
         *([Grant("loopback")] if policy.loopback else []),
         *(Grant("net", host) for host in policy.net),
         *(Grant("tool", name) for name in policy.tool),
+        *(Grant("model", name) for name in policy.model),
         *(Grant("env", name) for name in policy.env),
     ]
     return tuple(dict.fromkeys(asks))
@@ -45,6 +46,7 @@ def policy_of(grants: Iterable[Grant], unprotected: Iterable[str] = ()) -> Polic
         net=tuple(values.get("net", ())),
         loopback="loopback" in values,
         tool=tuple(values.get("tool", ())),
+        model=tuple(values.get("model", ())),
         env=tuple(values.get("env", ())),
         unprotected=tuple(unprotected) if writes else (),
     )

@@ -9,7 +9,16 @@ from typing import Final
 
 from sage_sandbox.grants.places import is_beneath
 from sage_sandbox.hosts import parse_target, wider
-from sage_sandbox.policy import Grant, GrantKind, every_tool, grants_tool, is_git_config, is_hidden
+from sage_sandbox.policy import (
+    Grant,
+    GrantKind,
+    every_tool,
+    grants_model,
+    grants_tool,
+    is_git_config,
+    is_hidden,
+    model_grants,
+)
 
 COVERING: Final[Mapping[GrantKind, tuple[GrantKind, ...]]] = {
     "read": ("read", "write", "write-through"),
@@ -25,6 +34,8 @@ def covers(grant: Grant, ask: Grant) -> bool:
         return parse_target(grant.value).covers(parse_target(ask.value))
     if ask.kind == grant.kind == "tool":
         return grants_tool((grant.value,), ask.value)
+    if ask.kind == grant.kind == "model":
+        return grants_model((grant.value,), ask.value)
     if ask.kind not in COVERING:
         return (grant.kind, grant.value) == (ask.kind, ask.value)
     if grant.kind not in COVERING[ask.kind] or not is_beneath(ask.value, grant.value):
@@ -39,6 +50,8 @@ def covering(ask: Grant, held: AbstractSet[Grant]) -> Iterator[Grant]:
         values = [str(target) for target in wider(parse_target(ask.value))]
     elif ask.kind == "tool":
         values.append(every_tool(ask.value))
+    elif ask.kind == "model":
+        values = list(model_grants(ask.value))
     elif ask.kind in COVERING:
         values += [str(folder) for folder in PurePosixPath(ask.value).parents]
     for value in values:

@@ -21,6 +21,8 @@ def describe(ask: Grant, resolved: Grant) -> str:
         return _leaves_to(parse_target(resolved.value))
     if ask.kind == "tool":
         return f"what it is called with goes to {ask.value.partition('/')[0]}"
+    if ask.kind == "model":
+        return f"the prompt leaves to {ask.value.partition('/')[0]}, and costs what that charges"
     if ask.kind == "env":
         return "its value looks like a credential" if looks_like_credential(ask.value) else ""
     if ask.kind == "read":

@@ -14,7 +14,7 @@ from sage_sandbox.errors import UsageError
 from sage_sandbox.grants.environment import check_name
 from sage_sandbox.grants.places import UNREADABLE_ROOTS, Place, Places, in_dot_folder, is_beneath
 from sage_sandbox.hosts import parse_target
-from sage_sandbox.policy import Grant, GrantKind, fold, is_protected, is_tool_grant
+from sage_sandbox.policy import Grant, GrantKind, fold, is_model_grant, is_protected, is_tool_grant
 
 PATH_KINDS: Final[tuple[GrantKind, ...]] = ("read", "write", "write-through")
 
@@ -55,6 +55,8 @@ def resolve(grant: Grant, places: Places) -> Grant:
         return replace(grant, value=str(parse_target(grant.value)))
     if grant.kind == "tool" and not is_tool_grant(grant.value):
         raise UsageError("that is neither server/tool nor server/*", "name the server in full")
+    if grant.kind == "model" and not is_model_grant(grant.value):
+        raise UsageError("that is neither provider/model nor provider/* nor *", "name the model in full")
     if grant.kind not in PATH_KINDS:
         return grant
     path = resolve_path(grant.value, places.project)

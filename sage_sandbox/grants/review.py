@@ -110,6 +110,8 @@ def grant_policy(grants: Sequence[Grant], project: Path, *, places: Places | Non
     """The policy that is exactly these grants, where no template asks (``exec``, the library)."""
     if tool := next((grant for grant in grants if grant.kind == "tool"), None):
         raise UsageError(f"--allow {tool}: tools are called by the operations of a workflow only")
+    if model := next((grant for grant in grants if grant.kind == "model"), None):
+        raise UsageError(f"--allow {model}: models are asked by the operations of a workflow only")
     allowed = resolve_allowed(grants, places or find_places(project))
     return policy_of(allowed.grants, allowed.unprotected)
 

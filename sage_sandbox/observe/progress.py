@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import singledispatchmethod
 from typing import TextIO
 
@@ -19,7 +19,7 @@ from sage_sandbox.events import (
     RunStarted,
     Weight,
 )
-from sage_sandbox.outcome import Outcome
+from sage_sandbox.outcome import Outcome, Usage
 from sage_sandbox.policy import format_duration, format_size
 from sage_sandbox.results.personal import cleaned
 
@@ -97,8 +97,9 @@ class Progress:
         if event.status == "completed":
             cached = f", {self._cached:,} cached" if self._cached else ""
             tokens = f", {spoken_tokens(event.weight)}" if event.weight.handed_tokens else ""
+            asked = spoken_usage(event.usage) if event.usage else ""
             operations = _count(self._operations, "operation")
-            self.say(f"✓ Workflow complete ({took}, {operations}{cached}{tokens}, 0 reloads)")
+            self.say(f"✓ Workflow complete ({took}, {operations}{cached}{tokens}{asked}, 0 reloads)")
         else:
             resume = f"resume later with: sage-sandbox resume {event.feature}"
             later = resume if event.resumable else "nothing was saved"
@@ -118,12 +119,20 @@ class Progress:
 def spoken_tokens(weight: Weight) -> str:
     """How much a model has to read, as it is read: ``812 tokens``, ``≈35K tokens`` where it is an estimate."""
     number = weight.handed_tokens
-    text = f"{number:,}"
+    return f"{'' if weight.exact else '≈'}{_short(number)} token{'' if number == 1 else 's'}"
+
+
+def spoken_usage(usage: Sequence[Usage]) -> str:
+    """What models took, as it is read after a comma: ``, 12K tokens of models``."""
+    exact = all(one.measured for one in usage)
+    return f", {'' if exact else '≈'}{_short(sum(one.total for one in usage))} tokens of models"
+
+
+def _short(number: int) -> str:
     for unit, name in ((1e6, "M"), (1e3, "K")):
         if number >= unit:
-            text = f"{number / unit:.{0 if number >= 10 * unit else 1}f}".removesuffix(".0") + name
-            break
-    return f"{'' if weight.exact else '≈'}{text} token{'' if number == 1 else 's'}"
+            return f"{number / unit:.{0 if number >= 10 * unit else 1}f}".removesuffix(".0") + name
+    return f"{number:,}"
 
 
 def spoken(seconds: float) -> str:
@@ -183,11 +192,16 @@ def _cancelled(event: PhaseSettled, _failed: Failed) -> str:
     return f"✗ {event.phase} cancelled · ✓ {_count(event.fulfilled, 'result')} of {event.total} kept"
 
 
+def _paused(event: PhaseSettled, _failed: Failed) -> str:
+    return f"✗ {event.phase} paused · ✓ {_count(event.fulfilled, 'result')} of {event.total} kept"
+
+
 _PHASE_LINES: dict[str, Callable[[PhaseSettled, Failed], str]] = {
     "degraded": _degraded,
     "failed": _failed,
     "timeout": _timeout,
     "cancelled": _cancelled,
+    "paused": _paused,
 }
 
 

@@ -1,21 +1,27 @@
-"""How the operations of a worker call tools: through its run's broker, one operation at a time.
+"""How the operations of a worker call tools and ask models: through its run's broker, one operation at a time.
 
-A ``type: mcp`` operation is such a call and nothing else; what runs in a sandbox asks its supervisor, which comes here.
+An operation of ``type: mcp`` or ``llm`` is such a call and nothing else; what runs in a sandbox asks its supervisor,
+which comes here.
 """
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from sage_sandbox.broker.client import CALL_S, BrokerClient, Line
 from sage_sandbox.outcome import CachedAnswer, Outcome, Violation, merged_answers, rejected
 from sage_sandbox.sandbox.calls import Answer, Call, ToolSpec
 from sage_sandbox.sandbox.job import Job
 from sage_sandbox.sandbox.untrusted import UntrustedData, check_json
+from sage_sandbox.workflow.answers import mismatch
 
+_NO_MODELS = Answer(ok=False, error="no model was granted to this run", kind="denied")
 _NO_TOOLS = Answer(ok=False, error="no tool was granted to this run", kind="denied")
 
 
@@ -63,8 +69,17 @@ class Caller:
     def run(self, job: Job, *, cancel_fd: int = -1) -> Outcome:
         """Make the one call that an operation is."""
         started = time.monotonic()
+        if job.type == "llm":
+            return _of_model(job, self._ask(job, cancel_fd), time.monotonic() - started)
         answer = self.call(Call(job.tool, job.params), timeout_s=job.limits.timeout_s, cancel_fd=cancel_fd)
         return _outcome(job, answer, time.monotonic() - started)
+
+    def _ask(self, job: Job, cancel_fd: int) -> Answer:
+        if self._client is None:
+            return _NO_MODELS
+        return self._client.ask_model(
+            self._operation, job.model, job.params, timeout_s=job.limits.timeout_s, cancel_fd=cancel_fd
+        )
 
     def close(self) -> None:
         """Hang up."""
@@ -125,13 +140,36 @@ def _outcome(job: Job, answer: Answer, duration_s: float) -> Outcome:
     return _rejected(answer, job, duration_s)
 
 
+def _of_model(job: Job, answer: Answer, duration_s: float) -> Outcome:
+    """What an answer means for an operation that is nothing but the question: text, or data as its schema says."""
+    if not answer.ok:
+        return _rejected(answer, job, duration_s)
+    schema = json.loads(job.params)["schema"]
+    try:
+        result = check_json(answer.value) if schema is None else _data(json.loads(answer.value), schema)
+    except UntrustedData as error:
+        return _rejected(replace(answer, error=f"{job.model}: {error}", kind="tool"), job, duration_s)
+    return Outcome("fulfilled", result=result, duration_s=duration_s, usage=answer.usage)
+
+
+def _data(text: str, schema: Mapping[str, Any]) -> bytes:
+    """A text that is JSON and as its schema says; UntrustedData if it is not."""
+    data = check_json(text.encode("utf-8", "surrogatepass"), "the answer")
+    if trouble := mismatch(json.loads(data), schema):
+        raise UntrustedData(trouble)
+    return data
+
+
 def _rejected(answer: Answer, job: Job, duration_s: float) -> Outcome:
     violations: tuple[Violation, ...] = ()
     hint = ""
     match answer.kind:
         case "denied":
-            outcome, hint = rejected("denied", answer.error), f"--allow tool:{job.tool}"
-            violations = (Violation(answer.error, f"tool:{job.tool}"),)
+            grant = f"model:{job.model}" if job.type == "llm" else f"tool:{job.tool}"
+            outcome, hint = rejected("denied", answer.error), f"--allow {grant}"
+            violations = (Violation(answer.error, grant),)
+        case "limit":
+            outcome, hint = rejected("limit", answer.error), "raise its max_tokens"
         case "cancelled":
             outcome = rejected("cancelled", answer.error)
         case "transport" if duration_s >= job.limits.timeout_s:
@@ -140,4 +178,4 @@ def _rejected(answer: Answer, job: Job, duration_s: float) -> Outcome:
             outcome = rejected("unavailable", answer.error)
         case _:
             outcome = rejected("error", answer.error)
-    return Outcome(outcome.status, outcome.reason, outcome.error, hint, duration_s=duration_s, violations=violations)
+    return replace(outcome, hint=hint, duration_s=duration_s, violations=violations, usage=answer.usage)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from sage_sandbox.operations import command, mcp, python
+from sage_sandbox.operations import command, llm, mcp, python
 from sage_sandbox.operations.base import Circumstances, Setting
 from sage_sandbox.sandbox.job import Job
 from sage_sandbox.workflow.definition import Operation
@@ -15,6 +15,7 @@ KINDS: Final[Mapping[str, Callable[[Operation, Setting, Circumstances], Job]]] =
     "python": python.job,
     "command": command.job,
     "mcp": mcp.job,
+    "llm": llm.job,
 }
 
 

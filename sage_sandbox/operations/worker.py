@@ -168,7 +168,7 @@ class Worker:
     def _run_one(self, task: Task) -> Outcome:
         self._caller.begin(f"{task.phase}/{task.operation}", task.tools)
         try:
-            if task.job.type == "mcp":
+            if task.job.type in ("mcp", "llm"):
                 return self._caller.noted(self._caller.run(task.job, cancel_fd=self._cancel_fd))
             return self._caller.noted(self._supervisor.run(task.job, cancel_fd=self._cancel_fd))
         except SandboxUnavailable as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sage_sandbox.outcome import Usage
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -22,8 +24,9 @@ class Call:
 class Answer:
     """What came of a call: ``value`` is JSON text, at most 16 MiB; ``error`` one line for the child.
 
-    ``kind`` is empty, "denied", "tool" (the tool said no), "transport" or "cancelled". ``cached_s`` is the age of an
-    answer that was kept from an earlier call, ``unavailable`` whether it stands in for a server that does not answer.
+    ``kind`` is empty, "denied", "tool" (the tool said no), "transport" or "cancelled"; of a model also "limit" (it had
+    more to say than it might). ``cached_s`` is the age of an answer that was kept from an earlier call, ``unavailable``
+    whether it stands in for a server that does not answer. ``usage`` is what a model was asked for.
     """
 
     ok: bool
@@ -33,6 +36,7 @@ class Answer:
     retryable: bool = False
     cached_s: float | None = None
     unavailable: bool = False
+    usage: tuple[Usage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

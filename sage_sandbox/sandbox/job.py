@@ -16,16 +16,17 @@ class Job:
     the granted names and what the runner adds (``SAGE_ATTEMPT``, ``SAGE_IDEMPOTENCY_KEY``). ``project`` is the absolute
     path the operation sees as its working directory. Artifacts are put below ``artifacts`` (a folder that need not
     exist yet; empty: none are collected). A job of type ``mcp`` is no sandbox's: its worker has ``tool`` called with
-    ``params``.
+    ``params``; one of type ``llm`` has ``model`` asked what is in them.
     """
 
-    type: Literal["python", "command", "mcp"]
+    type: Literal["python", "command", "mcp", "llm"]
     code: str = ""
     file: str = "<operation>"
     files: tuple[tuple[str, str], ...] = ()
     packages: tuple[str, ...] = ()
     argv: tuple[str, ...] = ()
     tool: str = ""
+    model: str = ""
     output: Literal["text", "lines", "json"] = "text"
     ok_codes: tuple[int, ...] = (0,)
     params: bytes = b"null"

@@ -16,13 +16,13 @@ from typing import Any, Final, Literal, TypeVar
 
 from sage_sandbox.deferred import Deferred
 from sage_sandbox.errors import StateCorrupted
-from sage_sandbox.outcome import Artifact, Attempt, CachedAnswer, Capabilities, Contact, Outcome, Violation
+from sage_sandbox.outcome import Artifact, Attempt, CachedAnswer, Capabilities, Contact, Outcome, Usage, Violation
 from sage_sandbox.store.migrations import upgrade
 
 RECORD_VERSION: Final = "1.0"
 
 Status = Literal["in_progress", "completed", "failed"]
-PhaseEnd = Literal["completed", "degraded", "failed", "blocked", "timeout", "cancelled"]
+PhaseEnd = Literal["completed", "degraded", "failed", "blocked", "timeout", "cancelled", "paused"]
 RunStatus = Literal["running", "paused", "completed", "failed", "cancelled"]
 Dropped = tuple[str, int, int]
 """Phase id, attempt and generation of a checkpoint that no longer counts."""
@@ -34,6 +34,7 @@ class Definition:
     """What a run goes by: the template as it was read, its parameters, what the user allowed, and what does not count.
 
     ``dropped`` and ``absent`` are the main file's: they hold where the main file is lost, and its backup older.
+    ``budgets`` are what the user set when the run began, ``raised`` what they set on resuming: it holds in any case.
     ``lacks_secrets``: known secrets stood in it and were not saved, so nothing can go by it again.
     """
 
@@ -50,6 +51,8 @@ class Definition:
     grants: tuple[str, ...] = ()
     limits: Mapping[str, float | None] = field(default_factory=dict)
     timeout_s: float | None = None
+    budgets: Mapping[str, float | None] = field(default_factory=dict)
+    raised: Mapping[str, float | None] = field(default_factory=dict)
     lacks_secrets: bool = False
     dropped: tuple[Dropped, ...] = ()
     absent: tuple[int, ...] = ()
@@ -57,7 +60,10 @@ class Definition:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a phase left when it ended: every outcome in the order of the definition. Times are ISO 8601, UTC."""
+    """What a phase left when it ended: every outcome in the order of the definition. Times are ISO 8601, UTC.
+
+    ``spent`` is what the run had spent by then, all in all; empty where nobody will ask for it.
+    """
 
     phase: str
     attempt: int
@@ -67,6 +73,12 @@ class Checkpoint:
     started_at: str
     completed_at: str
     duration_s: float = 0.0
+    spent: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """What its operations had models read and write."""
+        return sum(usage.total for _, outcome in self.operations for usage in outcome.usage)
 
     @property
     def status(self) -> Status:
@@ -137,7 +149,7 @@ def status_of(outcome: PhaseEnd) -> Status:
     """The specification's word for how a phase ended."""
     if goes_on(outcome):
         return "completed"
-    return "in_progress" if outcome == "cancelled" else "failed"
+    return "in_progress" if outcome in ("cancelled", "paused") else "failed"
 
 
 def progress(completed: int, total: int) -> dict[str, int]:
@@ -249,6 +261,8 @@ def _definition(raw: Mapping[str, Any]) -> Definition:
         grants=tuple(raw.get("grants", ())),
         limits=raw.get("limits", {}),
         timeout_s=None if timeout_ms is None else timeout_ms / 1000,
+        budgets=raw.get("budgets", {}),
+        raised=raw.get("raised", {}),
         lacks_secrets=raw.get("lacksSecrets", False),
         dropped=_dropped(raw),
         absent=tuple(raw.get("absent", ())),
@@ -272,9 +286,10 @@ def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
         "error": checkpoint.error,
         "metrics": {
             "duration": round(checkpoint.duration_s * 1000, 3),
-            "tokens": 0,
+            "tokens": checkpoint.tokens,
             "operationCount": len(operations),
             "parallelOps": len(operations),
+            **({"spent": dict(checkpoint.spent)} if checkpoint.spent else {}),
         },
     }
     outcomes = [{"id": name, "bytes": len(outcome.result), **_outcome(outcome)} for name, outcome in operations]
@@ -299,6 +314,7 @@ def decode_checkpoint(payload: bytes, path: str, generation: int) -> Checkpoint:
             started_at=raw["timestamp"],
             completed_at=raw["completedAt"],
             duration_s=raw["metrics"]["duration"] / 1000,
+            spent=raw["metrics"].get("spent", {}),
         )
 
 
@@ -327,7 +343,7 @@ def _read_operations(items: list[dict[str, Any]], results: bytes) -> Iterator[tu
 
 _FIELDS: Final[Mapping[type, frozenset[str]]] = {
     kind: frozenset(item.name for item in fields(kind))
-    for kind in (Artifact, Attempt, CachedAnswer, Capabilities, Contact, Outcome, Violation)
+    for kind in (Artifact, Attempt, CachedAnswer, Capabilities, Contact, Outcome, Usage, Violation)
 }
 _NESTED: Final[Mapping[str, Callable[[Any], Any]]] = {
     "stdout": base64.b64decode,
@@ -340,6 +356,7 @@ _NESTED: Final[Mapping[str, Callable[[Any], Any]]] = {
     "written": tuple,
     "lacked": tuple,
     "cached_answers": lambda raw: tuple(_known(CachedAnswer, item) for item in raw),
+    "usage": lambda raw: tuple(_known(Usage, item) for item in raw),
 }
 _DEFAULTS: Final[Mapping[str, Any]] = {
     item.name: None if item.default is MISSING else item.default for item in fields(Outcome)

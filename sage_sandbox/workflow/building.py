@@ -9,15 +9,26 @@ from typing import Any, Final, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from sage_sandbox.policy import Limits, Policy
+from sage_sandbox.workflow.answers import schema_troubles
 from sage_sandbox.workflow.checking import check_graph, check_references
-from sage_sandbox.workflow.definition import AskedLimits, Keep, Operation, Parameter, Phase, SourceFile, Workflow
+from sage_sandbox.workflow.definition import (
+    AskedLimits,
+    Budgets,
+    Keep,
+    Operation,
+    Parameter,
+    Phase,
+    SourceFile,
+    Workflow,
+)
 from sage_sandbox.workflow.findings import EnoughFound, Finding, Findings, did_you_mean, quote
 from sage_sandbox.workflow.model import (
     OPERATION_MODELS,
-    UNAVAILABLE_TYPES,
+    BudgetsModel,
     CommandModel,
     KeepModel,
     LimitsModel,
+    LlmModel,
     McpModel,
     OperationModel,
     ParameterModel,
@@ -34,7 +45,7 @@ from sage_sandbox.workflow.wording import explain, name_of
 
 _Checked = TypeVar("_Checked", bound=BaseModel)
 _FIELDS_MAX: Final = 1_000
-_ANYTHING: Final = frozenset({"operations", "params", "default"})  # looked at elsewhere
+_ANYTHING: Final = frozenset({"operations", "params", "default", "schema"})  # looked at elsewhere
 _NO_POLICY: Final = Policy()
 _NO_LIMITS: Final = AskedLimits()
 
@@ -68,7 +79,8 @@ class Builder:
         if not head or self._findings.errors:
             return None, graph
         whole = tuple(phase for phase in phases if phase)
-        return Workflow(head.name, whole, head.description, head.timeout, parameters or {}), graph
+        budgets = _budgets(head.budgets)
+        return Workflow(head.name, whole, head.description, head.timeout, parameters or {}, budgets=budgets), graph
 
     def _check(self, model: type[_Checked], data: Any, path: FieldPath) -> _Checked | None:
         if not isinstance(data, dict):
@@ -139,6 +151,8 @@ class Builder:
             return self._command(fields, path, default_id)
         if isinstance(fields, McpModel):
             return self._mcp(fields, path, default_id)
+        if isinstance(fields, LlmModel):
+            return self._llm(fields, path, default_id)
         if model is PythonModel:
             code, file = data.get("code"), data.get("file")
             self._code(code if isinstance(code, str) else None, file if isinstance(file, str) else None, path)
@@ -201,6 +215,27 @@ class Builder:
             keep=_keep(fields.keep),
             cache=fields.cache and fields.cache[0],
             cache_ttl_s=fields.cache and fields.cache[1],
+            line=self._locator.line(path),
+        )
+
+    def _llm(self, fields: LlmModel, path: FieldPath, default_id: str) -> Operation:
+        if fields.answer is not None:
+            find_odd_values(fields.answer, (*path, "schema"), self._findings)
+            for below, text in schema_troubles(fields.answer):
+                self._add((*path, "schema", *below), text)
+        return Operation(
+            fields.id or default_id,
+            "llm",
+            model=fields.model,
+            prompt=fields.prompt,
+            system=fields.system,
+            max_tokens=fields.max_tokens,
+            schema=fields.answer,
+            policy=Policy(model=(fields.model,)),
+            timeout_s=fields.timeout,
+            retries=fields.retries,
+            keep=_keep(fields.keep),
+            cache=False,
             line=self._locator.line(path),
         )
 
@@ -287,13 +322,11 @@ def _is_reference(value: Any) -> bool:
 
 def _type_trouble(kind: Any, is_given: bool) -> str:
     if not is_given:
-        return "is required: python, command or mcp"
+        return "is required: python, command, mcp or llm"
     if not isinstance(kind, str):
-        return f"must be python, command or mcp, not {name_of(kind)}"
-    if kind in UNAVAILABLE_TYPES:
-        return f"operations of type {kind} are not available in this version"
-    known = (*OPERATION_MODELS, *UNAVAILABLE_TYPES)
-    return f"unknown operation type {quote(kind)}{did_you_mean(kind, known) or ', known: python, command, mcp'}"
+        return f"must be python, command, mcp or llm, not {name_of(kind)}"
+    close = did_you_mean(kind, OPERATION_MODELS)
+    return f"unknown operation type {quote(kind)}{close or ', known: python, command, mcp, llm'}"
 
 
 def _policy(fields: PolicyModel) -> Policy:
@@ -306,6 +339,10 @@ def _limits(fields: LimitsModel) -> AskedLimits:
     if not fields.model_fields_set:
         return _NO_LIMITS
     return AskedLimits(fields.memory, fields.cpu, fields.pids, fields.disk)
+
+
+def _budgets(fields: BudgetsModel) -> Budgets:
+    return Budgets(fields.tokens, fields.cost, fields.time)
 
 
 def _keep(fields: KeepModel | None) -> Keep | None:

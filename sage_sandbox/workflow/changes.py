@@ -56,7 +56,9 @@ def _in_effect(phase: Phase) -> Phase:
 def _parameters_of(phase: Phase) -> Iterator[str]:
     """The parameters that the operations of a phase refer to; ALL where it is to all of them at once."""
     for operation in phase.operations:
-        for _, text in texts_with_references([operation.params, list(operation.argv)]):
+        for _, text in texts_with_references(
+            [operation.params, list(operation.argv), operation.prompt, operation.system]
+        ):
             for piece in parse(text):
                 if isinstance(piece, Reference) and piece.steps[0] == "params":
                     yield piece.steps[1] if piece.steps[1:] else ALL

@@ -81,7 +81,7 @@ def operations_of(phase: Mapping[str, Any]) -> list[tuple[FieldPath, Any]]:
 
 
 def check_references(phases: Sequence[Any], parameters: Mapping[str, Parameter] | None, findings: Findings) -> None:
-    """Check that each ``${…}`` of params and argv can lead somewhere, as far as that shows before anything has run.
+    """Check that each ``${…}`` can lead somewhere, as far as that shows before anything has run.
 
     Works on phases that may be wrong in other ways; ``parameters`` is None where they cannot be known.
     """
@@ -111,6 +111,10 @@ class _ReferenceChecker:
         if operation.get("params") is not None:
             for path, text in texts_with_references(operation["params"]):
                 self._check_text(text, phase, (*base, "params", *path))
+        for field in ("prompt", "system"):
+            given = operation.get(field)
+            if isinstance(given, str) and "${" in given:
+                self._check_text(given, phase, (*base, field))
         argv = operation.get("argv")
         for number, text in enumerate(argv if isinstance(argv, list) else ()):
             if isinstance(text, str) and "${" in text:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from sage_sandbox.policy import Limits, Policy
 
-OperationType = Literal["python", "command", "mcp"]
+OperationType = Literal["python", "command", "mcp", "llm"]
 OutputKind = Literal["text", "lines", "json"]
 
 
@@ -45,7 +45,7 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One thing to run in one sandbox, or one tool to call."""
+    """One thing to run in one sandbox, one tool to call, or one question to a model."""
 
     id: str
     type: OperationType
@@ -59,6 +59,13 @@ class Operation:
     argv: tuple[str, ...] = ()
     tool: str = ""
     """mcp: ``server/tool``."""
+    model: str = ""
+    """llm: ``provider/model``, as are the next four: the question, what goes before it, the longest answer in tokens,
+    and the JSON Schema of an answer that is data."""
+    prompt: str = ""
+    system: str = ""
+    max_tokens: int = 0
+    schema: Any = None
     output: OutputKind = "text"
     ok_codes: tuple[int, ...] = (0,)
     policy: Policy = Policy()
@@ -99,6 +106,46 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True)
+class Budgets:
+    """The most that a run may spend on the whole, over all its processes; None: no such budget.
+
+    ``tokens`` are those of models, ``cost`` is in the currency of the user's prices, ``time_s`` is running time.
+    """
+
+    tokens: int | None = None
+    cost: float | None = None
+    time_s: float | None = None
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> Budgets:
+        """Budgets by the names of their fields, as far as this version knows them."""
+        return cls(**{name: raw.get(name) for name in cls.__dataclass_fields__})
+
+    def held_to(self, other: Budgets) -> Budgets:
+        """The smaller of each."""
+        return Budgets(
+            _smaller(self.tokens, other.tokens), _smaller(self.cost, other.cost), _smaller(self.time_s, other.time_s)
+        )
+
+    def replaced_by(self, other: Budgets) -> Budgets:
+        """The other's, where it has one."""
+        return Budgets(
+            self.tokens if other.tokens is None else other.tokens,
+            self.cost if other.cost is None else other.cost,
+            self.time_s if other.time_s is None else other.time_s,
+        )
+
+
+_Number = TypeVar("_Number", int, float)
+
+
+def _smaller(one: _Number | None, other: _Number | None) -> _Number | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one, other)
+
+
+@dataclass(frozen=True, slots=True)
 class Template:
     """What a workflow was made of, as it was read: the text, its format, and the text of every file it names."""
 
@@ -122,3 +169,4 @@ class Workflow:
     """SHA-256 (hex) over the template's bytes and those of every file it names."""
     template: Template | None = None
     """None where the workflow was not made from one: there is nothing to store then, and no resume."""
+    budgets: Budgets = Budgets()

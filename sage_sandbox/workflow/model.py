@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from sage_sandbox.policy import RETRIES_MAX, is_tool_grant, parse_duration, parse_size
+from sage_sandbox.policy import RETRIES_MAX, is_model_name, is_tool_grant, parse_duration, parse_size
 
 ID_PATTERN: Final = r"^[a-z0-9-]{1,64}$"
 PARAMETER_PATTERN: Final = r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$"
@@ -18,8 +18,8 @@ ENV_PATTERN: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
 TOOL_PATTERN: Final = r"^[A-Za-z0-9_.-]{1,64}/(\*|[A-Za-z0-9_.-]{1,128})$"
 PACKAGE_PATTERN: Final = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$"
 SCHEMA_ID: Final = "urn:sage-sandbox:template"
-UNAVAILABLE_TYPES: Final = ("llm",)
 THRESHOLD: Final = 0.75
+TOKENS_MAX: Final = 1_000_000
 
 
 def _wrong(message: str) -> PydanticCustomError:
@@ -75,6 +75,12 @@ def _tools(value: str) -> str:
     return value
 
 
+def _model(value: str) -> str:
+    if not is_model_name(value):
+        raise _wrong("must be a model of a provider, as provider/model: anthropic/NAME or openai/NAME")
+    return value
+
+
 def _cache(value: Any) -> tuple[bool, float | None]:
     if isinstance(value, bool):
         return value, None
@@ -115,6 +121,7 @@ CacheAsked = Annotated[
 ]
 Plain = Annotated[str, AfterValidator(_plain)]
 ToolName = Annotated[str, AfterValidator(_tool)]
+ModelName = Annotated[str, AfterValidator(_model)]
 Id = Annotated[str, Field(pattern=ID_PATTERN)]
 EnvName = Annotated[str, Field(pattern=ENV_PATTERN)]
 ToolGrant = Annotated[str, Field(pattern=TOOL_PATTERN), AfterValidator(_tools)]
@@ -219,11 +226,36 @@ class McpModel(_Model):
     keep: KeepModel | None = None
 
 
-OperationModel = PythonModel | CommandModel | McpModel
+class LlmModel(_Model):
+    """An llm operation: one question to a model; the user grants that very model, and the prompt leaves to it."""
+
+    model_config = ConfigDict(json_schema_extra={"title": "llm operation"})
+
+    type: Literal["llm"]
+    id: Id | None = Field(default=None, description="unique in its phase; default op-1, op-2 by position")
+    model: ModelName = Field(description="provider/model; the providers anthropic and openai, and those you configured")
+    prompt: str = Field(min_length=1, description="what is asked; may hold ${...} references")
+    system: str = Field(default="", description="what goes before the prompt; may hold ${...} references")
+    max_tokens: int = Field(ge=1, le=TOKENS_MAX, description="of the answer; one that needs more is rejected")
+    answer: Any = Field(
+        default=None,
+        alias="schema",
+        description="the answer is JSON and as this JSON Schema says, else it is rejected; without it, it is text",
+        json_schema_extra={"type": "object"},
+    )
+    timeout: Duration | None = Field(default=None, description="default: that of its phase")
+    retries: int = Field(
+        default=0, ge=0, le=RETRIES_MAX, description="after an error, a timeout, or a provider that does not answer"
+    )
+    keep: KeepModel | None = None
+
+
+OperationModel = PythonModel | CommandModel | McpModel | LlmModel
 OPERATION_MODELS: Final[dict[str, type[OperationModel]]] = {
     "python": PythonModel,
     "command": CommandModel,
     "mcp": McpModel,
+    "llm": LlmModel,
 }
 AnyOperation = Annotated[OperationModel, Field(discriminator="type")]
 
@@ -263,6 +295,16 @@ class ParameterModel(_Model):
     description: str = ""
 
 
+class BudgetsModel(_Model):
+    """The most that a run may spend; reached, it is paused. The user may set less, or raise it on resuming."""
+
+    model_config = ConfigDict(title="budgets")
+
+    tokens: int | None = Field(default=None, ge=1, description="that models read and write")
+    cost: float | None = Field(default=None, gt=0, description="in the currency of the user's prices")
+    time: Duration | None = Field(default=None, description="of running, resumes included")
+
+
 class WorkflowFields(_Model):
     """A workflow whose phases are still unchecked."""
 
@@ -272,6 +314,7 @@ class WorkflowFields(_Model):
     parameters: dict[Annotated[str, Field(pattern=PARAMETER_PATTERN)], ParameterModel] = Field(
         default={}, max_length=1_000, json_schema_extra={"additionalProperties": False}
     )
+    budgets: BudgetsModel = BudgetsModel()
     phases: list[Any] = Field(min_length=1)
 
 

@@ -67,8 +67,12 @@ def scope(params: Mapping[str, Any], feature: str, inputs: Mapping[str, Any]) ->
 
 
 def resolve_operation(operation: Operation, roots: Mapping[str, Any]) -> Operation:
-    """The operation with its references replaced in ``params`` and ``argv``; ReferenceMissing if one cannot be."""
-    return replace(operation, params=resolve(operation.params, roots), argv=resolve_argv(operation.argv, roots))
+    """The operation with its references replaced, wherever it may hold any; ReferenceMissing if one cannot be."""
+    made = replace(operation, params=resolve(operation.params, roots), argv=resolve_argv(operation.argv, roots))
+    if not operation.prompt:
+        return made
+    resolver = _Resolver(roots)
+    return replace(made, prompt=resolver.prose(operation.prompt), system=resolver.prose(operation.system))
 
 
 def resolve(value: Any, roots: Mapping[str, Any]) -> Any:
@@ -126,7 +130,19 @@ class _Resolver:
         if isinstance(value, dict | list):
             kind = "a mapping" if isinstance(value, dict) else "a list"
             raise ReferenceMissing(f"{quote(str(reference))} is {kind}, and only a scalar fits inside text")
-        made = value if isinstance(value, str) else json.dumps(value)
+        return self._counted(value if isinstance(value, str) else json.dumps(value))
+
+    def prose(self, text: str) -> str:
+        """A text for a model: a mapping or a list is read there as JSON."""
+        if "${" not in text:
+            return text
+        return "".join(piece if isinstance(piece, str) else self._json(piece) for piece in parse(text))
+
+    def _json(self, reference: Reference) -> str:
+        value = look_up(reference, self._roots)
+        return self._counted(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+    def _counted(self, made: str) -> str:
         self._made += len(made)
         if self._made > RESULT_MAX:
             raise ReferenceMissing(f"the references make more than {format_size(RESULT_MAX)} of text")

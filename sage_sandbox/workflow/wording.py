@@ -30,11 +30,19 @@ _EXPECTED: Final = {
     "float_type": "a number",
     "bool_type": "true or false",
 }
+
+
+def _names(kind: type[BaseModel]) -> tuple[str, ...]:
+    """The fields of a model as a template names them."""
+    return tuple(field.alias or name for name, field in kind.model_fields.items())
+
+
 _FIELDS_OF: Final[dict[str, Iterable[str]]] = {
     "a phase": model.PhaseFields.model_fields,
     "the workflow": model.WorkflowFields.model_fields,
     "a python operation": model.PythonModel.model_fields,
     "a command operation": model.CommandModel.model_fields,
+    "an llm operation": _names(model.LlmModel),
 }
 _Error = Any
 
@@ -101,9 +109,10 @@ def _fields_at(checked: type[BaseModel], loc: tuple[str | int, ...]) -> list[str
         "policy": model.PolicyModel,
         "limits": model.LimitsModel,
         "keep": model.KeepModel,
+        "budgets": model.BudgetsModel,
         "parameters": model.ParameterModel,
     }
-    return list((inner[str(loc[0])] if loc else checked).model_fields)
+    return list(_names(inner[str(loc[0])] if loc else checked))
 
 
 def _between(error: _Error) -> str:

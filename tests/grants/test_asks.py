@@ -16,13 +16,21 @@ from sage_sandbox.workflow.definition import Workflow
 
 def test_a_policy_is_a_list_of_asks() -> None:
     policy = Policy(
-        ("a", "b", "a"), ("c",), ("d",), ("e:443",), loopback=True, tool=("f/*",), env=("G",), unprotected=(".git",)
+        ("a", "b", "a"),
+        ("c",),
+        ("d",),
+        ("e:443",),
+        loopback=True,
+        tool=("f/*",),
+        model=("h/m",),
+        env=("G",),
+        unprotected=(".git",),
     )
 
     asks = asks_of(policy)
 
     assert [str(ask) for ask in asks] == [
-        "read:a", "read:b", "write:c", "write-through:d", "loopback", "net:e:443", "tool:f/*", "env:G",
+        "read:a", "read:b", "write:c", "write-through:d", "loopback", "net:e:443", "tool:f/*", "model:h/m", "env:G",
     ]  # fmt: skip
     assert asks_of(Policy()) == ()
 

@@ -37,6 +37,10 @@ GRANTS = st.builds(Grant, KINDS, PATHS)
         ("tool:s/t", "tool:s/t"),
         ("tool:s/*", "tool:s/t"),
         ("tool:s/*", "tool:s/*"),
+        ("model:a/m", "model:a/m"),
+        ("model:a/*", "model:a/m"),
+        ("model:*", "model:a/m"),
+        ("model:*", "model:a/*"),
     ],
 )
 def test_a_grant_covers_what_it_holds(grant: str, ask: str) -> None:
@@ -48,6 +52,13 @@ def test_a_grant_covers_what_it_holds(grant: str, ask: str) -> None:
     [
         ("read:/p/src/a", "read:/p/src"),
         ("tool:time/now", "tool:time/*"),
+        ("model:a/m", "model:a/*"),
+        ("model:a/*", "model:ab/m"),
+        ("model:a/*", "model:*"),
+        ("model:a/m", "model:a/m2"),
+        ("model:*", "tool:a/m"),
+        ("tool:a/*", "model:a/m"),
+        ("model:a/?", "model:a/b"),
         ("tool:time/n?", "tool:time/n*"),
         ("tool:time/*", "tool:times/now"),
         ("tool:time/*", "env:CI"),

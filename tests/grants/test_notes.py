@@ -55,3 +55,7 @@ def test_a_net_grant_means_that_data_may_leave() -> None:
 def test_a_variable_that_looks_like_a_credential_is_pointed_out() -> None:
     assert _note("env", "ANTHROPIC_API_KEY") == "its value looks like a credential"
     assert _note("env", "CI") == ""
+
+
+def test_a_model_says_where_the_prompt_goes() -> None:
+    assert _note("model", "anthropic/m") == "the prompt leaves to anthropic, and costs what that charges"

@@ -202,3 +202,17 @@ def test_a_result_that_no_reader_should_parse_is_an_error(caller, monkeypatch):
 
     assert outcome.reason == "error"
     assert "nodes" in outcome.error
+
+
+def test_a_run_that_was_granted_no_model_asks_none() -> None:
+    made = Caller()
+    made.begin("a/b", None)
+    request = {"prompt": "p", "system": "", "maxTokens": 1, "schema": None}
+    outcome = made.run(Job("llm", model="a/m", params=json.dumps(request).encode()))
+
+    assert (outcome.reason, outcome.error, outcome.hint) == (
+        "denied",
+        "no model was granted to this run",
+        "--allow model:a/m",
+    )
+    assert outcome.violations == (Violation("no model was granted to this run", "model:a/m"),)

@@ -108,3 +108,20 @@ def test_a_result_is_let_go_after_its_last_reader() -> None:
         results.inputs(["a"])
     with pytest.raises(KeyError):
         results.inputs(["unread"])
+
+
+QUESTION = Operation("q", "llm", model="a/m", prompt="for ${params.who}", system="s", max_tokens=5, schema={"x": 1})
+
+
+def test_an_llm_operation_becomes_a_question_with_its_references_filled_in() -> None:
+    job = make_job(QUESTION, SETTING, HERE, {"params": {"who": [1, "é"]}})
+
+    assert (job.type, job.model) == ("llm", "a/m")
+    assert json.loads(job.params) == {"prompt": 'for [1, "é"]', "system": "s", "maxTokens": 5, "schema": {"x": 1}}
+    assert (job.policy, job.limits) == (POLICY, Limits(pids=3))
+
+
+@pytest.mark.parametrize(("who", "error"), [("", "left nothing of the prompt"), ("x" * (4 << 20), "larger than 4 MiB")])
+def test_a_question_is_neither_empty_nor_endless(who: str, error: str) -> None:
+    with pytest.raises(ReferenceMissing, match=error):
+        make_job(replace(QUESTION, prompt="${params.who}"), SETTING, HERE, {"params": {"who": who}})

@@ -84,6 +84,7 @@ def test_the_document_has_the_names_of_the_specification() -> None:
             "tokensEstimated": True,
             "personal": 0,
         },
+        "models": None,
         "cached": 0,
         "cacheAsked": 0,
         "cacheHitRate": None,

@@ -103,7 +103,7 @@ YAML = [
     ("operations empty", PHASE + "  operations: []\n", "operations: must not be empty", 5),
     ("operations text", PHASE + "  operations: ls\n", "must be a list or a mapping, not text", 5),
     ("operations of texts", PHASE + "  operations: [ls]\n", "operations[0]: must be a mapping, not text", 5),
-    ("operation empty", PHASE + "  operations: {}\n", "operations.type: is required: python, command or mcp", 5),
+    ("operation empty", PHASE + "  operations: {}\n", "operations.type: is required: python, command, mcp or llm", 5),
     (
         "type misspelt",
         PHASE + "  operations: {type: pyhton}\n",
@@ -129,7 +129,7 @@ YAML = [
         "must be server/tool, or server/* for all tools of a server",
         5,
     ),
-    ("type llm", PHASE + "  operations: {type: llm}\n", "of type llm are not available in this version", 5),
+    ("llm without a model", PHASE + "  operations: {type: llm}\n", "operations.model: is required", 5),
     ("mcp without a tool", PHASE + "  operations: {type: mcp}\n", "operations.tool: is required", 5),
     (
         "mcp server only",
@@ -156,10 +156,19 @@ YAML = [
         "of a tool are a mapping, not a list",
         5,
     ),
-    ("type llm", PHASE + "  operations: {type: llm}\n", "of type llm are not available in this version", 5),
-    ("type a number", PHASE + "  operations: {type: 1}\n", "type: must be python, command or mcp, not the number 1", 5),
-    ("type a list", PHASE + "  operations: {type: [python]}\n", "type: must be python, command or mcp, not a list", 5),
-    ("type null", PHASE + "  operations: {type: }\n", "type: must be python, command or mcp, not nothing", 5),
+    (
+        "type a number",
+        PHASE + "  operations: {type: 1}\n",
+        "must be python, command, mcp or llm, not the number 1",
+        5,
+    ),
+    (
+        "type a list",
+        PHASE + "  operations: {type: [python]}\n",
+        "must be python, command, mcp or llm, not a list",
+        5,
+    ),
+    ("type null", PHASE + "  operations: {type: }\n", "must be python, command, mcp or llm, not nothing", 5),
     ("operation id", WHOLE + "    id: A_b\n", "operations.id: must be 1 to 64 characters", 8),
     (
         "same operation id",
