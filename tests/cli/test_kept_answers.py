@@ -12,7 +12,7 @@ import termios
 import pytest
 from brokered import PUPPET, ThreadedTools
 
-from sage_sandbox import runner
+from sage_sandbox import brokering
 from sage_sandbox.cli import stale
 from sage_sandbox.cli.main import main
 from sage_sandbox.grants.servers import Approvals
@@ -46,7 +46,7 @@ def project(world, tmp_path, monkeypatch):
     class Quick(ThreadedTools):
         broker_settings = {"jitter": lambda: 0.0}  # noqa: RUF012
 
-    monkeypatch.setattr(runner, "Tools", Quick)
+    monkeypatch.setattr(brokering, "Tools", Quick)
     return Project(world, tmp_path)
 
 

@@ -17,7 +17,7 @@ from brokered import ThreadedTools
 from commands import run_cli
 from model_puppet import KEY, model_puppet
 
-from sage_sandbox import runner
+from sage_sandbox import brokering
 from sage_sandbox.api import resume
 from sage_sandbox.errors import UsageError
 
@@ -59,7 +59,7 @@ def models(world, puppet, monkeypatch):
     class Quick(ThreadedTools):
         broker_settings = {"jitter": lambda: 0.0}  # noqa: RUF012
 
-    monkeypatch.setattr(runner, "Tools", Quick)
+    monkeypatch.setattr(brokering, "Tools", Quick)
     for name, value in puppet.environ.items():
         monkeypatch.setenv(name, value)
     return world
