@@ -45,9 +45,7 @@ def _add_starting(server: MCPServer[Any], runs: Runs, follower: Follower) -> Non
         """Run a template, every operation in a sandbox; results, or after options.wait seconds a handle."""
         chosen = options or Options()
         with told(Call(feature, template)):
-            await in_thread(runs.execute, feature, template, chosen)
-        await follower.follow(feature, chosen.wait, ctx, owned=True)
-        with told(Call(feature)):
+            await follower.carry(lambda: runs.execute(feature, template, chosen), feature, chosen.wait, ctx)
             standing, left = await in_thread(_look, runs, feature)
         return _run_answer(answers.executed(standing, left), standing, left)
 
@@ -61,9 +59,7 @@ def _add_starting(server: MCPServer[Any], runs: Runs, follower: Follower) -> Non
     ) -> Annotated[CallToolResult, shapes.Resumed]:
         """Go on with a paused, failed, cancelled or killed run; what is done is not repeated."""
         with told(Call(feature, resuming=True)):
-            at = await in_thread(runs.resume, feature, fromPhase)
-        await follower.follow(feature, shapes.WAIT_S, ctx, owned=True)
-        with told(Call(feature)):
+            at = await follower.carry(lambda: runs.resume(feature, fromPhase), feature, shapes.WAIT_S, ctx)
             standing, left = await in_thread(_look, runs, feature)
         found = answers.executed(standing, left)
         return _run_answer(shapes.Resumed(**dict(found), resumed_from=at), standing, left)
@@ -89,7 +85,9 @@ def _add_reading(server: MCPServer[Any], runs: Runs, follower: Follower) -> None
     ) -> Annotated[CallToolResult, shapes.StatusAnswer]:
         """Say how a run stands: progress, metrics, errors. Waits for its end if asked to."""
         with told(Call(feature)):
-            standing = await in_thread(runs.standing, feature)
+            standing = runs.ended(feature)
+            if standing is None:
+                standing = await in_thread(runs.standing, feature)
             if wait_s and standing.status == "running":
                 await follower.follow(feature, wait_s, ctx)
                 standing = await in_thread(runs.standing, feature)
