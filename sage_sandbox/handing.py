@@ -28,7 +28,9 @@ PHASES_MOST: Final = 100
 """Of how many phases that ended there is something to hand over: the last ones."""
 LINES_MOST: Final = 200
 AHEAD: Final = 16 << 10
-"""How far across its cut a file is looked at: nothing of what would have been replaced there is shown."""
+UNSURE: Final = 4 << 10
+"""How far a file is read beyond what is shown of it, and how much of the end of that is never shown: the beginning of a
+key that would have been replaced as a whole may stand there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,4 +157,4 @@ def file_text(project: Path, feature: str, file: File, most: int, environ: Mappi
         text = data[: error.start].decode()  # a character was cut in two
     text, _ = Scrubber(known_values(environ)).text(text)
     text = cleaned(text)
-    return (text if is_whole else text[: max(0, len(text) - AHEAD)]).encode()[:most].decode(errors="ignore")
+    return (text if is_whole else text[: max(0, len(text) - UNSURE)]).encode()[:most].decode(errors="ignore")
