@@ -64,8 +64,8 @@ def follow(runs: Any, **options: Any) -> list[tuple[float, float | None, str | N
     return heard
 
 
-def test_progress_is_told_after_each_slice_and_always_grows():
-    heard = follow(FakeRuns(looks=4))
+def test_progress_is_told_and_always_grows():
+    heard = follow(FakeRuns(looks=4), news_s=0)
 
     assert 4 == len(heard)
     assert heard == sorted(heard)
@@ -73,8 +73,12 @@ def test_progress_is_told_after_each_slice_and_always_grows():
     assert {(3, "1 of 3 phases, a")} == {(total, message) for _, total, message in heard}
 
 
+def test_progress_is_not_told_with_each_look():
+    assert [] == follow(FakeRuns(looks=4), news_s=3600)
+
+
 def test_a_run_that_cannot_be_looked_at_is_waited_for_in_silence():
-    assert [] == follow(FakeRuns(looks=3, known=False))
+    assert [] == follow(FakeRuns(looks=3, known=False), news_s=0)
 
 
 def request(request_id: object, session: str = "") -> Any:
