@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,7 @@ from sage_sandbox.disk.places import ProjectPlace, project_place
 from sage_sandbox.errors import NoSuchRun, SageError, StateCorrupted
 from sage_sandbox.results.personal import cleaned
 from sage_sandbox.store.keys import Keys
-from sage_sandbox.store.layout import features_among, lock_name, state_folder
+from sage_sandbox.store.layout import features_among, lock_name, main_name, state_folder
 from sage_sandbox.store.opening import open_keys
 from sage_sandbox.store.reading import ADOPT_HINT, Found, read_run, read_state
 from sage_sandbox.store.records import RunStatus, State, progress
@@ -92,11 +93,9 @@ class History:
 
     def of(self, feature: str, *, full: bool = False) -> Standing:
         """One run. NoSuchRun, StateCorrupted, WrongKey; ``full`` looks at every checkpoint."""
-        if self._folder is None or (self._place is None and feature not in self.features()):
-            raise NoSuchRun(f"there is no run of {feature} in this project", "sage-sandbox list shows what there is")
-        if self._place is None:
-            message = f"the state in {self._folder.path} was not made here by this user"
-            raise StateCorrupted(message, ADOPT_HINT, self._folder.path)
+        self._require_state(feature)
+        assert self._folder is not None
+        assert self._place is not None
         state = read_state(self._folder, self._place, feature, self._found_keys())
         said, trouble = self._ask(feature, state)
         runs = bool(said)
@@ -107,6 +106,11 @@ class History:
             trouble = "; ".join(filter(None, (trouble if runs else "", *(damage.message for damage in found.damages))))
         goes_on = runs and state.status == "running"
         return replace(_live(state, said) if goes_on else _standing(state), trouble=trouble)
+
+    def found(self, feature: str) -> Found:
+        """All that is saved of one run, its results with it. NoSuchRun, StateCorrupted, WrongKey."""
+        self._require_state(feature)
+        return self._whole(feature)[0]
 
     def close(self) -> None:
         """Close the folders."""
@@ -120,6 +124,14 @@ class History:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _require_state(self, feature: str) -> None:
+        """NoSuchRun, or StateCorrupted where what there is was made elsewhere."""
+        if self._folder is None or (self._place is None and feature not in self.features()):
+            raise NoSuchRun(f"there is no run of {feature} in this project", "sage-sandbox list shows what there is")
+        if self._place is None:
+            message = f"the state in {self._folder.path} was not made here by this user"
+            raise StateCorrupted(message, ADOPT_HINT, self._folder.path)
 
     def _is_running(self, feature: str) -> bool:
         assert self._folder is not None
@@ -154,6 +166,21 @@ class History:
             ask_once, self._ask_passphrase = self._ask_passphrase, None
             self._keys = open_keys(self._environ, self._place, ask_passphrase=ask_once, make=False)
         return self._keys
+
+
+Version = tuple[int, ...]
+
+
+def version_of(project: Path, feature: str) -> Version | None:
+    """What is another with each main file of a run, without opening it: whoever has seen it has seen this one.
+
+    Every change of a status is a new file, renamed into place; None if there is none.
+    """
+    try:
+        found = os.lstat(f"{project}/.sage/state/{main_name(feature)}")
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _standing(state: State) -> Standing:
@@ -214,17 +241,22 @@ def wait_for(
     feature: str,
     environ: Mapping[str, str] | None = None,
     *,
+    timeout_s: float | None = None,
     pause: Callable[[float], None] = time.sleep,
-) -> None:
-    """Return once no process runs the feature (at once if none does).
+) -> bool:
+    """Return once no process runs the feature (at once if none does), or False after ``timeout_s``.
 
     The process is asked to say when it has ended; while it does not listen (yet), its lock is looked at.
     """
+    until = math.inf if timeout_s is None else time.monotonic() + timeout_s
     place = project_place(project, environ, make=False)
     if place is None:
-        return
+        return True
     with place.folder, suppress(FileNotFoundError), state_folder(project) as folder:
         while is_held(folder, lock_name(feature)):
+            if (left := until - time.monotonic()) <= 0:
+                return False
             with suppress(NotAnswering):
-                ask(place.id, feature, {"do": "wait"}, timeout_s=PATIENCE_S, environ=environ)
+                ask(place.id, feature, {"do": "wait"}, timeout_s=min(left, PATIENCE_S), environ=environ)
             pause(POLL_S)
+    return True
