@@ -302,7 +302,7 @@ def main(handshake: int) -> int:
     parent = _Parent(handshake)
     try:
         request = _take_request()
-        from sage_sandbox.api import run_detached
+        from sage_sandbox.handover import run_detached
 
         return run_detached(request, ready=parent.tell_ready)
     except SageError as error:

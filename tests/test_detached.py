@@ -28,14 +28,14 @@ from types import ModuleType
 sys.path.insert(0, sys.argv[1])
 from sage_sandbox import detached
 from sage_sandbox.errors import *
-api = sys.modules["sage_sandbox.api"] = ModuleType("sage_sandbox.api")
+handover = sys.modules["sage_sandbox.handover"] = ModuleType("sage_sandbox.handover")
 
 def run_detached(request, ready):
     names = {**globals(), "request": request, "ready": ready}
     exec(request["code"], names)
     return names.get("code", 0)
 
-api.run_detached = run_detached
+handover.run_detached = run_detached
 """
 MAIN = "sys.exit(detached.main(int(sys.argv[2])))"
 

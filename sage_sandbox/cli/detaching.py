@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 def detach_run(template: str, feature: str | None, how: How, settings: dict[str, Any], *, as_json: bool) -> int:
     """Start ``run`` in a process of its own; 0 once it holds the lock and its first state is on disk."""
-    from sage_sandbox.api import run_request
     from sage_sandbox.errors import UsageError
+    from sage_sandbox.handover import run_request
 
     if settings["no_state"]:
         raise UsageError("--detach needs state: nobody else could say how the run stands", "leave --no-state out")
@@ -29,7 +29,7 @@ def detach_run(template: str, feature: str | None, how: How, settings: dict[str,
 
 def detach_resume(feature: str, how: How, *, from_phase: str | None, update: bool, as_json: bool) -> int:
     """Start ``resume`` in a process of its own."""
-    from sage_sandbox.api import resume_request
+    from sage_sandbox.handover import resume_request
 
     return _start(resume_request(feature, how, from_phase=from_phase, update=update), as_json=as_json)
 

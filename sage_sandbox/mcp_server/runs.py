@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sage_sandbox import api, control, detached, handing, history
+from sage_sandbox import api, control, detached, handing, handover, history
 from sage_sandbox.api import How
 from sage_sandbox.errors import UsageError
 from sage_sandbox.mcp_server.shapes import Options
@@ -37,12 +37,12 @@ class Runs:
         """Have a run begin in a process of its own; it is there, and durable, when this returns."""
         api.check_feature(feature)
         path = api.named_template(template, self.project)
-        detached.launch(api.run_request(path, feature, self._how(options)), environ=self.environ)
+        detached.launch(handover.run_request(path, feature, self._how(options)), environ=self.environ)
 
     def resume(self, feature: str, from_phase: str | None) -> str:
         """Have a run go on in a process of its own; the first phase that runs again, empty if none has to."""
         api.check_feature(feature)
-        request = api.resume_request(feature, self._how(Options()), from_phase=from_phase)
+        request = handover.resume_request(feature, self._how(Options()), from_phase=from_phase)
         with self._history() as runs:
             at = from_phase or handing.resumes_at(runs, feature)
         detached.launch(request, environ=self.environ)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -101,3 +102,8 @@ def _hint(declared: Mapping[str, Parameter]) -> str:
     if not declared:
         return "this workflow takes no parameters"
     return f"--param NAME=VALUE, with NAME one of {', '.join(declared)}"
+
+
+def typed(params: Mapping[str, Any]) -> dict[str, str]:
+    """Parameters as they would be typed: the command line's reader is the only one."""
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in params.items()}

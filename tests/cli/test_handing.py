@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from mcp_talk import ONE, TWO, Project
 
-from sage_sandbox import api, history
+from sage_sandbox import api, handover, history
 from sage_sandbox.errors import NoSuchPhase, NoSuchRun, NotGranted, StateCorrupted, Unfinished, UsageError
 from sage_sandbox.handing import File, _keeps, file_text, files_left, log_lines, narrower, phases_left, resumes_at
 from sage_sandbox.history import History, version_of, wait_for
@@ -105,9 +105,9 @@ def test_each_main_file_is_another_version(ran):
 def test_an_unfinished_run_and_a_phase_that_is_not_are_errors_of_their_own(ran):
     how = api.How(project=ran.project)
     with pytest.raises(Unfinished, match="f is paused"):
-        api.run_request(ran.project / "t.yaml", "f", how)
+        handover.run_request(ran.project / "t.yaml", "f", how)
     with pytest.raises(NoSuchPhase, match="there is no phase 'z'"):
-        api.resume_request("f", how, from_phase="z")
+        handover.resume_request("f", how, from_phase="z")
 
 
 def test_a_bound_below_what_is_asked_for_is_not_granted(tmp_path):
@@ -117,9 +117,9 @@ def test_a_bound_below_what_is_asked_for_is_not_granted(tmp_path):
 
     allowed = Grant("read", str(tmp_path))
     with pytest.raises(NotGranted, match=r"more than this call allows: read:\.$") as caught:
-        api.run_request(path, "f", api.How(project=tmp_path, allow=(allowed,), within=()))
+        handover.run_request(path, "f", api.How(project=tmp_path, allow=(allowed,), within=()))
     assert () == caught.value.missing
-    request = api.run_request(path, "f", api.How(project=tmp_path, allow=(allowed,), within=(allowed,)))
+    request = handover.run_request(path, "f", api.How(project=tmp_path, allow=(allowed,), within=(allowed,)))
     assert [str(allowed)] == request["grants"]
 
 
