@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sage_sandbox.errors import Locked, NoSuchRun, SageError, UsageError
+from sage_sandbox.errors import Locked, NoSuchPhase, NoSuchRun, NotGranted, SageError, Unfinished, UsageError
 from sage_sandbox.escaping import clip
 from sage_sandbox.policy import Grant, parse_duration, parse_grant
 from sage_sandbox.runner import FEATURE, Runner, parallel_limit, warm
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sage_sandbox.journal import Journal, Kept
     from sage_sandbox.store.reading import Found
     from sage_sandbox.store.records import Definition
+    from sage_sandbox.workflow.loading import Report
 
 FEATURE_MAX: Final = 64
 ACTIVE_WIDTH: Final = 1000
@@ -53,12 +54,14 @@ class How:
     """How a run is to run, whatever it is: what `run` and `resume` have in common.
 
     ``environ`` is where keys and the values of granted names are read. ``ask_passphrase`` is asked where no key can be
-    kept; ``ask`` for grants that are missing, ``ask_server`` for tool servers that are not approved. Without ``cache``
-    everything runs, and nothing is kept for other runs.
+    kept; ``ask`` for grants that are missing, ``ask_server`` for tool servers that are not approved. ``within`` is the
+    most that may be granted, whatever the user allowed; None sets no such bound. Without ``cache`` everything runs, and
+    nothing is kept for other runs.
     """
 
     project: Path
     allow: tuple[Grant, ...] = ()
+    within: tuple[Grant, ...] | None = None
     parallel: int | None = None
     sequential: bool = False
     timeout_s: float | None = None
@@ -209,6 +212,32 @@ def prepare_resume(
             runner.saved_by(journal)
             uncached = _ask_cache(how, journal, runner, workflow)
             return Prepared(workflow, runner, _said(*notices, _lacking(fresh), uncached), kept, journal)
+
+
+# -- for those who may name things and point at nothing ------------------------------------------------------------
+
+
+def named_template(name: str, project: Path) -> Path:
+    """The file of a template by its name; UsageError, with the names that there are, for a path or if there is none."""
+    from sage_sandbox.workflow.templates import find_named
+
+    return find_named(name, project)
+
+
+def template_names(project: Path) -> list[str]:
+    """The names that `named_template` knows."""
+    from sage_sandbox.workflow.templates import names
+
+    return names(project)
+
+
+def inspect_template(template: str | Mapping[str, Any], project: Path) -> Report:
+    """Everything that is wrong with a template by its name, or with a definition as plain data; UsageError."""
+    from sage_sandbox.workflow.loading import inspect, inspect_text
+
+    if isinstance(template, str):
+        return inspect(named_template(template, project))
+    return inspect_text(json.dumps(template), "json", "definition")
 
 
 # -- in a process of its own ---------------------------------------------------------------------------------------
@@ -540,7 +569,7 @@ def _refuse_unfinished(journal: Journal) -> None:
     if state.status != "completed":
         done = f"{state.progress['completed']} of {state.progress['total']} phases are done"
         status = "was interrupted" if state.status == "running" else f"is {state.status}"
-        raise UsageError(
+        raise Unfinished(
             f"{state.feature} {status}: {done}",
             f"go on with: sage-sandbox resume {state.feature}; or start anew with --restart",
         )
@@ -552,11 +581,23 @@ def _approve(workflow: Workflow, allow: Sequence[Grant], how: How) -> tuple[Revi
     from sage_sandbox.grants.memory import Memory
 
     review = approve(workflow, allow, how.project, memory=Memory.of_user(how.env), ask=how.ask)
+    if how.within is not None:
+        _require_within(workflow, how.within, how.project)
     grants = {"/".join(key): policy.tool for key, policy in review.policies.items() if policy.tool}
     if not grants:
         return review, None
     needs, notices = _needs(grants, how)
     return replace(review, notices=(*review.notices, *notices)), needs
+
+
+def _require_within(workflow: Workflow, within: Sequence[Grant], project: Path) -> None:
+    """NotGranted, with nothing missing that the user could add, if the workflow needs more than this."""
+    from sage_sandbox.grants.review import review
+
+    seen = review(workflow, within, project)
+    if not seen.complete:
+        needed = ", ".join(str(grant) for grant in seen.missing) or "; ".join(seen.problems)
+        raise NotGranted(f"the workflow needs more than this call allows: {needed}", "name it there, or set no bound")
 
 
 def _needs(grants: Mapping[str, tuple[str, ...]], how: How) -> tuple[Needs, tuple[str, ...]]:
@@ -685,7 +726,7 @@ def _aside(
 
     ids = [phase.id for phase in workflow.phases]
     if from_phase is not None and from_phase not in ids:
-        raise UsageError(
+        raise NoSuchPhase(
             f"there is no phase {from_phase!r} in {workflow.name}", f"its phases are {', '.join(ids[:20])}"
         )
     before = found.definition.params

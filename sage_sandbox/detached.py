@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from sage_sandbox.disk.files import sage_folder
 from sage_sandbox.errors import ExitCode, SageError, UsageError
 from sage_sandbox.escaping import escape_lines
 from sage_sandbox.policy import SECRET_NAMES
@@ -91,6 +92,18 @@ class Refused(SageError):
 def find_tool(name: str) -> str | None:
     """The path of one of the system's own programs."""
     return shutil.which(name, path=_SYSTEM_PATH)
+
+
+def launch(request: Mapping[str, Any], *, environ: Mapping[str, str]) -> tuple[Handle, str]:
+    """As `start`, its output appended to a log of the feature's in its project; the path of that, too."""
+    name = f"{request['feature']}.out"
+    with sage_folder(Path(request["project"]), "logs", make=True) as folder:
+        path = f"{folder.path}/{name}"
+        log = folder.open_file(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        try:
+            return start(request, log=log, environ=environ, log_path=path), path
+        finally:
+            os.close(log)
 
 
 def start(

@@ -3,6 +3,8 @@
 SageError                      something ended the command; ``exit_code`` says which way
 ├── DefinitionError     (2)    the template is wrong: ``problems``
 ├── UsageError          (2)    the command line or an argument is wrong
+│   ├── NoSuchPhase     (2)    the workflow has no phase of that name
+│   └── Unfinished      (2)    the feature has a run that can be gone on with: another one would take its place
 ├── SandboxUnavailable (14)    this machine cannot confine an operation: ``feature``
 ├── NotGranted         (15)    something asked for is not allowed: ``missing``
 ├── ReferenceMissing    (1)    a ``${…}`` cannot be filled in: the operation is rejected before it starts
@@ -95,6 +97,14 @@ class UsageError(SageError):
     """What the user typed cannot be meant."""
 
     exit_code = ExitCode.USAGE
+
+
+class NoSuchPhase(UsageError):
+    """A phase was named that the workflow does not have."""
+
+
+class Unfinished(UsageError):
+    """A new run was asked for under the name of one that is not completed."""
 
 
 class SandboxUnavailable(SageError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -92,11 +93,9 @@ class History:
 
     def of(self, feature: str, *, full: bool = False) -> Standing:
         """One run. NoSuchRun, StateCorrupted, WrongKey; ``full`` looks at every checkpoint."""
-        if self._folder is None or (self._place is None and feature not in self.features()):
-            raise NoSuchRun(f"there is no run of {feature} in this project", "sage-sandbox list shows what there is")
-        if self._place is None:
-            message = f"the state in {self._folder.path} was not made here by this user"
-            raise StateCorrupted(message, ADOPT_HINT, self._folder.path)
+        self._require_state(feature)
+        assert self._folder is not None
+        assert self._place is not None
         state = read_state(self._folder, self._place, feature, self._found_keys())
         said, trouble = self._ask(feature, state)
         runs = bool(said)
@@ -107,6 +106,11 @@ class History:
             trouble = "; ".join(filter(None, (trouble if runs else "", *(damage.message for damage in found.damages))))
         goes_on = runs and state.status == "running"
         return replace(_live(state, said) if goes_on else _standing(state), trouble=trouble)
+
+    def found(self, feature: str) -> Found:
+        """All that is saved of one run, its results with it. NoSuchRun, StateCorrupted, WrongKey."""
+        self._require_state(feature)
+        return self._whole(feature)[0]
 
     def close(self) -> None:
         """Close the folders."""
@@ -120,6 +124,14 @@ class History:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _require_state(self, feature: str) -> None:
+        """NoSuchRun, or StateCorrupted where what there is was made elsewhere."""
+        if self._folder is None or (self._place is None and feature not in self.features()):
+            raise NoSuchRun(f"there is no run of {feature} in this project", "sage-sandbox list shows what there is")
+        if self._place is None:
+            message = f"the state in {self._folder.path} was not made here by this user"
+            raise StateCorrupted(message, ADOPT_HINT, self._folder.path)
 
     def _is_running(self, feature: str) -> bool:
         assert self._folder is not None
@@ -214,17 +226,22 @@ def wait_for(
     feature: str,
     environ: Mapping[str, str] | None = None,
     *,
+    timeout_s: float | None = None,
     pause: Callable[[float], None] = time.sleep,
-) -> None:
-    """Return once no process runs the feature (at once if none does).
+) -> bool:
+    """Return once no process runs the feature (at once if none does), or False after ``timeout_s``.
 
     The process is asked to say when it has ended; while it does not listen (yet), its lock is looked at.
     """
+    until = math.inf if timeout_s is None else time.monotonic() + timeout_s
     place = project_place(project, environ, make=False)
     if place is None:
-        return
+        return True
     with place.folder, suppress(FileNotFoundError), state_folder(project) as folder:
         while is_held(folder, lock_name(feature)):
+            if (left := until - time.monotonic()) <= 0:
+                return False
             with suppress(NotAnswering):
-                ask(place.id, feature, {"do": "wait"}, timeout_s=PATIENCE_S, environ=environ)
+                ask(place.id, feature, {"do": "wait"}, timeout_s=min(left, PATIENCE_S), environ=environ)
             pause(POLL_S)
+    return True

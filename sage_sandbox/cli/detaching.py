@@ -35,24 +35,15 @@ def detach_resume(feature: str, how: How, *, from_phase: str | None, update: boo
 
 
 def _start(request: dict[str, Any], *, as_json: bool) -> int:
-    from pathlib import Path
+    from sage_sandbox.detached import launch
 
-    from sage_sandbox.detached import start
-    from sage_sandbox.disk.files import sage_folder
-
-    name = f"{request['feature']}.out"
-    with sage_folder(Path(request["project"]), "logs", make=True) as folder:
-        log = folder.open_file(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        try:
-            handle = start(request, log=log, environ=os.environ, log_path=f"{folder.path}/{name}")
-        finally:
-            os.close(log)
+    handle, log = launch(request, environ=os.environ)
     if handle.notice:
         say(f"⚠ {handle.notice}")
     if as_json:
         click.echo(json.dumps(handle.document, indent=2))
     else:
-        say(f"✓ {request['feature']} runs on its own (its output goes to {folder.path}/{name})")
+        say(f"✓ {request['feature']} runs on its own (its output goes to {log})")
         click.echo(request["feature"])
         say(f"hint: sage-sandbox status {request['feature']} --wait")
     return 0

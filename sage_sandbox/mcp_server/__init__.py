@@ -1,1 +1,1 @@
-"""The server that agents use: six tools over MCP, and the long ones as tasks."""
+"""The face for agents: six tools, resources and prompts over the Model Context Protocol."""

@@ -36,6 +36,13 @@ def find(name_or_path: str, project: Path) -> Path:
     raise UsageError(f"there is no template {quote(name_or_path)}{close}", _hint(project))
 
 
+def find_named(name: str, project: Path) -> Path:
+    """As `find`, for a name that is somebody else's word: what looks like a path is refused."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{quote(name)} is not the name of a template", _hint(project))
+    return find(name, project)
+
+
 def names(project: Path) -> list[str]:
     """The names of the templates that a project has, and of our own."""
     found = {path.stem for folder, _ in _folders(project) for path in _files(folder) if _NAME.fullmatch(path.stem)}

@@ -1,0 +1,45 @@
+"""The server: which tools, resources and prompts there are, and what is said of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from mcp.server.mcpserver import MCPServer
+
+import sage_sandbox
+from sage_sandbox.mcp_server.cancelling import Cancellations
+from sage_sandbox.mcp_server.following import Follower
+from sage_sandbox.mcp_server.runs import Runs
+from sage_sandbox.mcp_server.tools import add_tools
+
+if TYPE_CHECKING:
+    from mcp.server.extension import Extension
+
+INSTRUCTIONS: Final = """\
+Runs workflows: phases of operations, each in a kernel sandbox of its own, saved phase by phase.
+Start one with sage_workflow_execute. It returns the results, or after `wait` seconds a handle while the run goes on \
+by itself; then call sage_workflow_status with wait_s. A run that is paused, failed or cancelled goes on with \
+sage_workflow_resume, without repeating what is done.
+Errors begin with a code and end with a hint. NOT_GRANTED means that only the user can go on: show them the command.
+Templates are named, never given as paths: they lie in .sage/templates. Check new ones with sage_workflow_validate."""
+
+
+def make_server(
+    project: Path, environ: Mapping[str, str], *, extensions: Sequence[Extension] = ()
+) -> MCPServer[dict[str, Any]]:
+    """The server of one project, not yet connected to anybody. Keys and granted values are read in ``environ``."""
+    cancellations = Cancellations()
+    server = MCPServer[dict[str, Any]](
+        "sage-sandbox",
+        title="sage-sandbox",
+        instructions=INSTRUCTIONS,
+        version=sage_sandbox.__version__,
+        extensions=extensions,
+        middleware=[cancellations],
+        log_level="WARNING",
+    )
+    runs = Runs(project, environ)
+    add_tools(server, runs, Follower(runs, cancellations))
+    return server
