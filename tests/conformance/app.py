@@ -7,24 +7,53 @@ It prints its address once it listens, and ends with its standard input.
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import uvicorn
 from conformance.asking import add_asking
 from conformance.fixtures import add_fixtures
 from conformance.lasting import FixtureTasks, add_lasting
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.mcpserver import MCPServer
+from mcp_types import CallToolRequestParams
 
-from sage_sandbox.mcp_server.tasks import TasksExtension
+from sage_sandbox.mcp_server.server import make_server
+from sage_sandbox.mcp_server.tasks import Task, Tasks
+
+
+class Both:
+    """The tasks that are runs, and those of the fixtures."""
+
+    def __init__(self, ours: Tasks) -> None:
+        self._fixtures = FixtureTasks()
+        self._ours = ours
+        self.required = ours.required | self._fixtures.required
+
+    async def start(
+        self, call: CallToolRequestParams, ctx: ServerRequestContext[Any, Any], answer: CallNext
+    ) -> Task | HandlerResult:
+        ours = call.name.startswith("sage_")
+        return await (self._ours if ours else self._fixtures).start(call, ctx, answer)
+
+    async def get(self, name: str) -> Task | None:
+        return await self._ours.get(name) or await self._fixtures.get(name)
+
+    async def update(self, name: str, responses: Mapping[str, Mapping[str, Any]]) -> bool:
+        return await self._ours.update(name, responses) or await self._fixtures.update(name, responses)
+
+    async def cancel(self, name: str) -> bool:
+        return await self._ours.cancel(name) or await self._fixtures.cancel(name)
 
 
 def make_app() -> MCPServer:
-    extension = TasksExtension(FixtureTasks())
-    server = MCPServer(
-        "test", version="1", extensions=[extension], middleware=[extension.check_listening], log_level="WARNING"
-    )
+    """The server of the working directory, and what the suite wants beside it."""
+    server = make_server(Path.cwd(), os.environ, tasks=Both)
     add_fixtures(server)
     add_asking(server)
     add_lasting(server)

@@ -44,6 +44,7 @@ def app(suite, tmp_path_factory):
         stdout=subprocess.PIPE,
         text=True,
     )
+    assert process.stdout is not None
     try:
         yield process.stdout.readline().strip()
     finally:
