@@ -19,7 +19,7 @@ from sage_sandbox.observe.log import read_log, rendered
 from sage_sandbox.outcome import Artifact
 from sage_sandbox.results.filtering import KEPT_BYTES, kept
 from sage_sandbox.results.leaving import Handed, hand_back
-from sage_sandbox.results.personal import MARGIN, cleaned
+from sage_sandbox.results.personal import cleaned
 from sage_sandbox.results.scrub import Scrubber, known_values
 from sage_sandbox.store.records import Checkpoint, Definition, goes_on
 from sage_sandbox.workflow.definition import Keep, Template
@@ -27,6 +27,10 @@ from sage_sandbox.workflow.definition import Keep, Template
 PHASES_MOST: Final = 100
 """Of how many phases that ended there is something to hand over: the last ones."""
 LINES_MOST: Final = 200
+AHEAD: Final = 16 << 10
+UNSURE: Final = 4 << 10
+"""How far a file is read beyond what is shown of it, and how much of the end of that is never shown: the beginning of a
+key that would have been replaced as a whole may stand there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +147,14 @@ def file_text(project: Path, feature: str, file: File, most: int, environ: Mappi
     with sage_folder(project, "artifacts", feature, *folders) as folder:
         fd = folder.open_file(name, os.O_RDONLY)
     with os.fdopen(fd, "rb") as opened:
-        data = opened.read(most + MARGIN)  # a cut never shows a part of what would have been replaced
+        data = opened.read(most + AHEAD)
+    is_whole = len(data) < most + AHEAD
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        if error.start < len(data) - 3 or len(data) < most + MARGIN:  # else a character was cut in two
+        if is_whole or error.start < len(data) - 3:
             return None
-        text = data[: error.start].decode()
+        text = data[: error.start].decode()  # a character was cut in two
     text, _ = Scrubber(known_values(environ)).text(text)
-    return cleaned(text).encode()[:most].decode(errors="ignore")
+    text = cleaned(text)
+    return (text if is_whole else text[: max(0, len(text) - UNSURE)]).encode()[:most].decode(errors="ignore")

@@ -18,7 +18,7 @@ from sage_sandbox.disk.places import ProjectPlace, project_place
 from sage_sandbox.errors import NoSuchRun, SageError, StateCorrupted
 from sage_sandbox.results.personal import cleaned
 from sage_sandbox.store.keys import Keys
-from sage_sandbox.store.layout import features_among, lock_name, state_folder
+from sage_sandbox.store.layout import features_among, lock_name, main_name, state_folder
 from sage_sandbox.store.opening import open_keys
 from sage_sandbox.store.reading import ADOPT_HINT, Found, read_run, read_state
 from sage_sandbox.store.records import RunStatus, Session, State, progress
@@ -168,6 +168,21 @@ class History:
             ask_once, self._ask_passphrase = self._ask_passphrase, None
             self._keys = open_keys(self._environ, self._place, ask_passphrase=ask_once, make=False)
         return self._keys
+
+
+Version = tuple[int, ...]
+
+
+def version_of(project: Path, feature: str) -> Version | None:
+    """What is another with each main file of a run, without opening it: whoever has seen it has seen this one.
+
+    Every change of a status is a new file, renamed into place; None if there is none.
+    """
+    try:
+        found = os.lstat(f"{project}/.sage/state/{main_name(feature)}")
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _standing(state: State) -> Standing:

@@ -28,13 +28,14 @@ def command(*, as_json: bool) -> int:
 
     Exits 0 if operations can be confined at level full, else 14.
     """
-    features = _probe()
+    features = probed()
     for line in [_document(features)] if as_json else _lines(features):
         click.echo(line)
     return ExitCode.DONE if features[-1].here else ExitCode.SANDBOX_UNAVAILABLE
 
 
-def _probe() -> tuple[Feature, ...]:
+def probed() -> tuple[Feature, ...]:
+    """Every feature, tried; the last is whether operations can be confined at level full. SandboxUnavailable."""
     if sys.platform != "linux":
         raise SandboxUnavailable(
             f"operations are confined with the Linux kernel, and this is {sys.platform}",

@@ -48,6 +48,9 @@ VERBS: Final = {
     "resume": Verb("sage_sandbox.cli.resume", "Go on with a run that was stopped, paused or killed.", confines=True),
     "run": Verb("sage_sandbox.cli.run", "Run a workflow, every operation in a sandbox of its own.", confines=True),
     "schema": Verb("sage_sandbox.cli.schema", "Print the JSON Schema of a template."),
+    "serve": Verb(
+        "sage_sandbox.cli.serve", "Serve the tools for agents, over the Model Context Protocol.", confines=True
+    ),
     "state": Verb(
         "sage_sandbox.cli.state", "Verify, export, re-encrypt or throw away what runs have saved in this project."
     ),

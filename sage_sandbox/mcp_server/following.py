@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import anyio
+import anyio.lowlevel
 from anyio import CapacityLimiter, to_thread
 from mcp.server.mcpserver import Context
 
@@ -32,7 +33,7 @@ async def in_thread(call: Callable[..., T], *args: object) -> T:
 
 
 class Follower:
-    """Waits for runs. ``clock`` and ``news_s`` are for tests."""
+    """Waits for runs; ``news_s`` is how often a client is told of one."""
 
     def __init__(self, runs: Runs, cancellations: Cancellations, *, news_s: float = NEWS_S) -> None:
         self._runs = runs
@@ -40,19 +41,29 @@ class Follower:
         self._news_s = news_s
         self._waiters = CapacityLimiter(WAITERS_MOST)
 
-    async def follow(self, feature: str, wait_s: float, ctx: AnyContext, *, owned: bool = False) -> None:
-        """Wait until a run has ended, so long at most; the client is told how far it is.
+    async def carry(self, begin: Callable[[], T], feature: str, wait_s: float, ctx: AnyContext) -> T:
+        """Have a run begin, and wait for its end, so long at most; what ``begin`` returned.
 
-        A run that is ``owned`` by the call ends with it, if that is cancelled by its client.
+        The run is the call's: it ends with it, if that is cancelled by its client. From the first moment, for a client
+        may think better of it while the run begins.
         """
+        begun = False
         with self._cancellations.watching(ctx.request_context) as asked:
             try:
-                await self._wait(feature, wait_s, ctx)
+                found = await in_thread(begin)
+                begun = True
+                await self.follow(feature, wait_s, ctx)
             except anyio.get_cancelled_exc_class():
-                if owned:
+                if begun:
                     with anyio.CancelScope(shield=True):
                         await self._end_if(asked, feature)
                 raise
+        return found
+
+    async def follow(self, feature: str, wait_s: float, ctx: AnyContext) -> None:
+        """Wait until a run has ended, so long at most; the client is told how far it is."""
+        await anyio.lowlevel.checkpoint()  # where there is nothing to wait for, a call that was cancelled is so, too
+        await self._wait(feature, wait_s, ctx)
 
     async def _wait(self, feature: str, wait_s: float, ctx: AnyContext) -> None:
         until = anyio.current_time() + wait_s

@@ -6,10 +6,10 @@ a path, widens a grant or reaches another project.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sage_sandbox import api, control, detached, handing, history
 from sage_sandbox.api import How
@@ -21,12 +21,17 @@ if TYPE_CHECKING:
     from sage_sandbox.workflow.loading import Report
 
 
-@dataclass(frozen=True, slots=True)
+ENDED_MOST: Final = 1000
+"""Of how many runs that have ended it is remembered how."""
+
+
 class Runs:
     """The runs of ``project``; keys, and the values of granted names, are read in ``environ``."""
 
-    project: Path
-    environ: Mapping[str, str]
+    def __init__(self, project: Path, environ: Mapping[str, str]) -> None:
+        self.project = project
+        self.environ = environ
+        self._ended: dict[str, tuple[history.Version, history.Standing]] = {}
 
     def execute(self, feature: str, template: str, options: Options) -> None:
         """Have a run begin in a process of its own; it is there, and durable, when this returns."""
@@ -46,8 +51,26 @@ class Runs:
     def standing(self, feature: str) -> history.Standing:
         """How a run stands."""
         api.check_feature(feature)
+        before = history.version_of(self.project, feature)
         with self._history() as runs:
-            return runs.of(feature)
+            found = runs.of(feature)
+        if before is not None and before == history.version_of(self.project, feature):
+            self._remember(found, before)
+        return found
+
+    def ended(self, feature: str) -> history.Standing | None:
+        """How a run stands that has ended, if it was looked at since: the one method that does not block."""
+        api.check_feature(feature)
+        version, standing = self._ended.get(feature, (None, None))
+        return standing if version is not None and version == history.version_of(self.project, feature) else None
+
+    def _remember(self, standing: history.Standing, version: history.Version) -> None:
+        if standing.status == "running" or standing.interrupted or standing.trouble:
+            self._ended.pop(standing.feature, None)
+            return
+        if len(self._ended) >= ENDED_MOST:
+            self._ended.clear()
+        self._ended[standing.feature] = (version, standing)
 
     def standings(self, status: str | None) -> list[history.Standing]:
         """How all stand, or those of one status; what cannot be read is among them in either case."""
@@ -83,6 +106,17 @@ class Runs:
         api.check_feature(feature)
         return handing.log_lines(self.project, feature)
 
+    def artifacts(self, feature: str) -> list[str]:
+        """The paths of the files that a run left."""
+        return [file.path for file in self._files(feature)]
+
+    def artifact(self, feature: str, path: str, most: int) -> tuple[handing.File, str | None]:
+        """One of them, and the beginning of its text. FileNotFoundError for what the run did not leave."""
+        file = next((file for file in self._files(feature) if file.path == path), None)
+        if file is None:
+            raise FileNotFoundError(errno.ENOENT, f"{feature} left no such file", path)
+        return file, handing.file_text(self.project, feature, file, most, self.environ)
+
     def features(self) -> list[str]:
         """The features that have left anything."""
         with self._history() as runs:
@@ -91,6 +125,11 @@ class Runs:
     def templates(self) -> list[str]:
         """The names of the templates there are."""
         return api.template_names(self.project)
+
+    def _files(self, feature: str) -> list[handing.File]:
+        api.check_feature(feature)
+        with self._history() as runs:
+            return list(handing.files_left(runs, feature))
 
     def _history(self) -> history.History:
         return history.History(self.project, self.environ)

@@ -12,6 +12,8 @@ from mcp.server.mcpserver import MCPServer
 import sage_sandbox
 from sage_sandbox.mcp_server.cancelling import Cancellations
 from sage_sandbox.mcp_server.following import Follower
+from sage_sandbox.mcp_server.prompts import add_prompts
+from sage_sandbox.mcp_server.resources import add_resources
 from sage_sandbox.mcp_server.run_tasks import RunTasks
 from sage_sandbox.mcp_server.runs import Runs
 from sage_sandbox.mcp_server.tasks import Tasks, TasksExtension
@@ -46,4 +48,6 @@ def make_server(
         log_level="WARNING",
     )
     add_tools(server, runs, Follower(runs, cancellations))
+    add_resources(server, runs)
+    add_prompts(server, runs)
     return server

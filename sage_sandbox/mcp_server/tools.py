@@ -47,9 +47,9 @@ def _add_starting(server: MCPServer[Any], runs: Runs, follower: Follower) -> Non
         """Run a template, every operation in a sandbox; results, or after options.wait seconds a handle."""
         chosen = options or Options()
         with told(Call(feature, template)):
-            await in_thread(runs.execute, feature, template, chosen)
-        await follower.follow(feature, _patience(chosen.wait, ctx), ctx, owned=True)
-        with told(Call(feature)):
+            await follower.carry(
+                lambda: runs.execute(feature, template, chosen), feature, _patience(chosen.wait, ctx), ctx
+            )
             return await in_thread(lambda: run_answer(runs, runs.standing(feature)))
 
     @server.tool(title="Go on with a run", annotations=_RUNS_CODE)
@@ -62,9 +62,8 @@ def _add_starting(server: MCPServer[Any], runs: Runs, follower: Follower) -> Non
     ) -> Annotated[CallToolResult, shapes.Resumed]:
         """Go on with a paused, failed, cancelled or killed run; what is done is not repeated."""
         with told(Call(feature, resuming=True)):
-            at = await in_thread(runs.resume, feature, fromPhase)
-        await follower.follow(feature, _patience(shapes.WAIT_S, ctx), ctx, owned=True)
-        with told(Call(feature)):
+            patience_s = _patience(shapes.WAIT_S, ctx)
+            at = await follower.carry(lambda: runs.resume(feature, fromPhase), feature, patience_s, ctx)
             return await in_thread(lambda: run_answer(runs, runs.standing(feature), at))
 
 
@@ -88,7 +87,9 @@ def _add_reading(server: MCPServer[Any], runs: Runs, follower: Follower) -> None
     ) -> Annotated[CallToolResult, shapes.StatusAnswer]:
         """Say how a run stands: progress, metrics, errors. Waits for its end if asked to."""
         with told(Call(feature)):
-            standing = await in_thread(runs.standing, feature)
+            standing = runs.ended(feature)
+            if standing is None:
+                standing = await in_thread(runs.standing, feature)
             if wait_s and standing.status == "running":
                 await follower.follow(feature, wait_s, ctx)
                 standing = await in_thread(runs.standing, feature)

@@ -72,7 +72,7 @@ def test_elsewhere_than_on_linux_it_says_so(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
 
     with pytest.raises(SandboxUnavailable, match="darwin"):
-        doctor._probe()
+        doctor.probed()
 
 
 def test_on_this_machine_the_exit_code_tells_whether_level_full_can_be_had():
