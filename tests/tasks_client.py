@@ -59,6 +59,8 @@ async def until(session: ClientSession, task_id: str, *statuses: str) -> dict[st
 
 async def _finish(created: Created, ctx: ClaimContext) -> CallToolResult:
     said = await until(ctx.session, created.task_id)
+    if said["status"] != "completed":
+        raise RuntimeError(f"the task is {said['status']}")
     return CallToolResult.model_validate(said["result"], by_name=False)
 
 

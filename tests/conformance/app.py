@@ -8,10 +8,9 @@ It prints its address once it listens, and ends with its standard input.
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,9 @@ from conformance.lasting import FixtureTasks, add_lasting
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.mcpserver import MCPServer
 from mcp_types import CallToolRequestParams
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sage_sandbox.mcp_server import http
 from sage_sandbox.mcp_server.server import make_server
 from sage_sandbox.mcp_server.tasks import Task, Tasks
 
@@ -51,7 +52,7 @@ class Both:
         return await self._ours.cancel(name) or await self._fixtures.cancel(name)
 
 
-def make_app() -> MCPServer:
+def make_server_for_suite() -> MCPServer:
     """The server of the working directory, and what the suite wants beside it."""
     server = make_server(Path.cwd(), os.environ, tasks=Both)
     add_fixtures(server)
@@ -60,19 +61,39 @@ def make_app() -> MCPServer:
     return server
 
 
-def main() -> None:
-    listening = socket.create_server(("127.0.0.1", 0))
-    port = listening.getsockname()[1]
-    serving = uvicorn.Server(uvicorn.Config(make_app().streamable_http_app(), log_level="warning"))
+class Presenting:
+    """Sends the token along that the server asks for: the suite has no way to."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app = app
+        self._header = (b"authorization", f"Bearer {token}".encode())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        more = {"headers": [*scope["headers"], self._header]} if scope["type"] == "http" else {}
+        await self._app({**scope, **more}, receive, send)
+
+
+def serve_until_stdin_ends(make: Callable[[str], ASGIApp]) -> None:
+    """Serve an application, made for the authority that it gets, and print its address."""
+    listening = http.listen("127.0.0.1:0")
+    authority = http.authority(listening)
+    serving = uvicorn.Server(uvicorn.Config(make(authority), log_level="warning"))
 
     def end() -> None:
         sys.stdin.read()
         serving.should_exit = True
 
     threading.Thread(target=end, daemon=True).start()
-    sys.stdout.write(f"http://127.0.0.1:{port}/mcp\n")
+    sys.stdout.write(f"http://{authority}{http.PATH}\n")
     sys.stdout.flush()
     serving.run(sockets=[listening])
+
+
+def main() -> None:
+    token = http.make_token()
+    serve_until_stdin_ends(
+        lambda authority: Presenting(http.make_app(make_server_for_suite(), authority, token), token)
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import anyio
 import pytest
 from mcp.client.client import Client
+from mcp.client.stdio import StdioServerParameters
 from mcp.shared.exceptions import MCPError
 from mcp_types import INTERNAL_ERROR, INVALID_PARAMS, CallToolRequestParams, CallToolResult, TextContent
 from tasks_client import KnowsTasks, ask, begin, until
@@ -234,14 +236,16 @@ def project(tmp_path):
     return folder
 
 
-def client_of(project):
+def client_of(project, *, process=False):
     """A client of a server that was just started: nothing is left in memory of the one before."""
-    return Client(make_server(project, os.environ), extensions=[KnowsTasks()])
+    command = ["-P", "-m", "sage_sandbox", "serve"]
+    serving = StdioServerParameters(command=sys.executable, args=command, cwd=project, env=dict(os.environ))
+    return Client(serving if process else make_server(project, os.environ), extensions=[KnowsTasks()])
 
 
 def test_run_is_a_task_that_outlives_its_server(project):
     async def walk():
-        async with client_of(project) as client:
+        async with client_of(project, process=True) as client:
             begun = await begin(client, "sage_workflow_execute", feature="f", template="steps")
             while "1 of 2" not in (seen := await ask(client.session, "tasks/get", begun.task_id))["statusMessage"]:
                 assert "working" == seen["status"]
