@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 @click.option("--check", is_flag=True, help="Say whether it could serve here, and operations could run; then end.")
 @click.option("--json", "as_json", is_flag=True, help="With --check: print one JSON document.")
 def command(*, address: str | None, check: bool, as_json: bool) -> int:
-    """Serve this project to agents, over the Model Context Protocol on stdin and stdout.
+    """Serve the tools for agents, over the Model Context Protocol.
 
-    Tools: sage_workflow_execute, _resume, _list, _status, _cancel and _validate. Whoever calls them may start what you
-    allowed, and nothing else: templates are named, never given as paths; what is neither remembered nor asked for is
-    refused with the command that you would have to type. A run is a process of its own, and goes on when the client or
-    this server ends.
+    They are sage_workflow_execute, _resume, _list, _status, _cancel and _validate, for this project, on stdin and
+    stdout. Whoever calls them may run the project's templates with what you allowed for good, and with nothing else:
+    templates are named, never given as paths, and what one asks for and you did not allow is refused with the command
+    that you would have to type. A run is a process of its own, and goes on when the client or this server ends.
 
     With --http the URL is printed, and the header that a client has to send; a token of yours is read from
     SAGE_SERVE_TOKEN.

@@ -18,6 +18,8 @@ from sage_sandbox.mcp_server.runs import Runs
 
 NEWS_S: Final = 5.0
 """How often the client is told that there is progress. It may be told every 10 s at least."""
+LOOK_S: Final = 1.0
+"""How long a thread may wait by itself: so long it keeps this process from ending."""
 WAITERS_MOST: Final = 64
 """How many calls may wait at once, in threads of their own: those that ask are not kept waiting by those that wait."""
 _STEP: Final = 1e-6
@@ -66,16 +68,18 @@ class Follower:
         await self._wait(feature, wait_s, ctx)
 
     async def _wait(self, feature: str, wait_s: float, ctx: AnyContext) -> None:
-        until = anyio.current_time() + wait_s
-        told = 0.0
-        while (left := until - anyio.current_time()) > 0:
-            slice_s = min(left, self._news_s)
+        now = anyio.current_time()
+        until, news_at, told = now + wait_s, now + self._news_s, 0.0
+        while (left := until - now) > 0:
             ended = await to_thread.run_sync(
-                self._runs.wait, feature, slice_s, abandon_on_cancel=True, limiter=self._waiters
+                self._runs.wait, feature, min(left, LOOK_S), abandon_on_cancel=True, limiter=self._waiters
             )
             if ended:
                 return
-            told = await self._tell(feature, told, ctx)
+            now = anyio.current_time()
+            if now >= news_at:
+                news_at = now + self._news_s
+                told = await self._tell(feature, told, ctx)
 
     async def _tell(self, feature: str, told: float, ctx: AnyContext) -> float:
         """Say how far the run is, if that is known; what was said."""

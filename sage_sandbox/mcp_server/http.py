@@ -10,15 +10,19 @@ import hmac
 import ipaddress
 import secrets
 import socket
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
 from sage_sandbox.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from mcp.server.mcpserver import MCPServer
-    from starlette.types import ASGIApp, Receive, Scope, Send
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+"""An application as ASGI 3 has it (https://asgi.readthedocs.io/en/latest/specs/main.html)."""
 
 PATH: Final = "/mcp"
 TOKEN: Final = "SAGE_SERVE_TOKEN"  # noqa: S105 - the name of a variable
@@ -67,7 +71,7 @@ def authority(sock: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def make_app(server: MCPServer[Any], authority: str, token: str) -> ASGIApp:
+def make_app(server: MCPServer[Any], authority: str, token: str) -> App:
     """The server as an application that answers under this authority, with this token."""
     from mcp.server.transport_security import TransportSecuritySettings
 
@@ -85,7 +89,7 @@ def make_app(server: MCPServer[Any], authority: str, token: str) -> ASGIApp:
 class Guarded:
     """Lets requests through that have the token (RFC 6750, 2.1); the others are answered 401, whatever they ask for."""
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
+    def __init__(self, app: App, token: str) -> None:
         self._app = app
         self._expected = f"Bearer {token}".encode()
 
