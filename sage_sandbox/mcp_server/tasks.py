@@ -26,7 +26,6 @@ from mcp_types import (
     RequestParams,
 )
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
-from starlette.requests import Request
 
 if TYPE_CHECKING:
     from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
@@ -197,9 +196,8 @@ def _admit(ctx: ServerRequestContext[Any, Any], params: TaskParams) -> None:
     if not knows_tasks(ctx):
         raise _missing_capability()
     # Over HTTP the header routes the request (SEP-2243); the SDK compares it for the methods of the core only.
-    if isinstance(ctx.request, Request) and params.task_id != decode_header_value(
-        ctx.request.headers.get(MCP_NAME_HEADER)
-    ):
+    headers = getattr(ctx.request, "headers", None)
+    if headers is not None and params.task_id != decode_header_value(headers.get(MCP_NAME_HEADER)):
         raise MCPError(HEADER_MISMATCH, f"the header {MCP_NAME_HEADER} must be the taskId of the request")
 
 

@@ -21,7 +21,6 @@ from conformance.lasting import FixtureTasks, add_lasting
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.mcpserver import MCPServer
 from mcp_types import CallToolRequestParams
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sage_sandbox.mcp_server import http
 from sage_sandbox.mcp_server.server import make_server
@@ -64,16 +63,16 @@ def make_server_for_suite() -> MCPServer:
 class Presenting:
     """Sends the token along that the server asks for: the suite has no way to."""
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
+    def __init__(self, app: Any, token: str) -> None:
         self._app = app
         self._header = (b"authorization", f"Bearer {token}".encode())
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         more = {"headers": [*scope["headers"], self._header]} if scope["type"] == "http" else {}
         await self._app({**scope, **more}, receive, send)
 
 
-def serve_until_stdin_ends(make: Callable[[str], ASGIApp]) -> None:
+def serve_until_stdin_ends(make: Callable[[str], Any]) -> None:
     """Serve an application, made for the authority that it gets, and print its address."""
     listening = http.listen("127.0.0.1:0")
     authority = http.authority(listening)
