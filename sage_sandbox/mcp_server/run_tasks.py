@@ -17,6 +17,7 @@ import anyio
 from mcp.shared.exceptions import MCPError
 from mcp_types import INTERNAL_ERROR, CallToolRequestParams, CallToolResult
 
+from sage_sandbox.control import NotRunning
 from sage_sandbox.errors import NoSuchRun, SageError
 from sage_sandbox.events import RunStatus
 from sage_sandbox.history import Standing
@@ -33,6 +34,7 @@ BEGINNING: Final = frozenset({"sage_workflow_execute", "sage_workflow_resume"})
 POLL_MS: Final = 1000
 END_S: Final = 2.0
 """How long a request to cancel waits for the end of the run; after that it may come later."""
+AGAIN_S: Final = 0.1
 
 _NAME: Final = re.compile(
     r"run\.([a-z0-9][a-z0-9-]{0,63})\.([0-9a-f]{32})\.([1-9][0-9]{0,5})(?:\.([a-z0-9-]{0,64}))?", re.ASCII
@@ -113,7 +115,11 @@ class RunTasks:
         known, standing = found
         if _task(known, standing).status == "working":
             with anyio.move_on_after(END_S):
-                await anyio.to_thread.run_sync(self._end, known.feature, abandon_on_cancel=True)
+                # A process that does not listen yet has no event to wait for.
+                while not await anyio.to_thread.run_sync(  # noqa: ASYNC110
+                    self._end, known.feature, abandon_on_cancel=True
+                ):
+                    await anyio.sleep(AGAIN_S)
         return True
 
     async def _find(self, name: str) -> tuple[Name, Standing] | None:
@@ -130,9 +136,16 @@ class RunTasks:
         except NoSuchRun:
             return None
 
-    def _end(self, feature: str) -> None:
-        with suppress(SageError, OSError):  # it has ended, or cannot hear: to have asked is all that is promised
+    def _end(self, feature: str) -> bool:
+        """Ask a run to end. False if it does not listen yet: it has only just begun."""
+        try:
             self._runs.cancel(feature, save=True)
+        except NotRunning:
+            with suppress(SageError, OSError):
+                return self._runs.standing(feature).status != "running"
+        except (SageError, OSError):
+            pass  # it cannot hear, or broke off: to have asked is all that is promised
+        return True
 
 
 async def _asked(call: Callable[..., T], *args: object) -> T:

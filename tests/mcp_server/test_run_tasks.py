@@ -17,7 +17,7 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import INTERNAL_ERROR, INVALID_PARAMS, CallToolRequestParams, CallToolResult, TextContent
 from tasks_client import KnowsTasks, ask, begin, until
 
-from sage_sandbox.control import Cancelled, NotRunning
+from sage_sandbox.control import Cancelled, NotAnswering, NotRunning
 from sage_sandbox.errors import NoSuchRun, StateCorrupted
 from sage_sandbox.history import Standing
 from sage_sandbox.mcp_server.run_tasks import Name, RunTasks
@@ -195,12 +195,40 @@ def test_cancel_asks_the_run_that_goes_on_and_no_other():
         assert asked == runs.cancelled
 
 
-def test_cancel_of_a_run_that_has_just_ended_is_acknowledged():
-    class Quick(FakeRuns):
+@pytest.mark.parametrize(
+    ("error", "after"),
+    [
+        (NotRunning("it has ended"), PAUSED),
+        (NotRunning("it has gone"), NoSuchRun("gone")),
+        (NotAnswering("it sleeps"), GOES_ON),
+        (PermissionError(13, "Permission denied"), GOES_ON),
+    ],
+)
+def test_cancel_of_a_run_that_does_not_hear_is_acknowledged(error, after):
+    class Deaf(FakeRuns):
         def cancel(self, feature, *, save):
-            raise NotRunning("it has ended")
+            self.cancelled.append(feature)
+            self.stands = after
+            raise error
 
-    assert anyio.run(tasks_of(Quick()).cancel, str(FIRST))
+    runs = Deaf()
+
+    assert anyio.run(tasks_of(runs).cancel, str(FIRST))
+    assert ["f"] == runs.cancelled
+
+
+def test_cancel_of_a_run_that_does_not_listen_yet_is_repeated():
+    class Late(FakeRuns):
+        def cancel(self, feature, *, save):
+            self.cancelled.append(feature)
+            if len(self.cancelled) < 3:
+                raise NotRunning("it does not listen yet")
+            return Cancelled(feature, "cancelled", LATER, saved=save)
+
+    runs = Late()
+
+    assert anyio.run(tasks_of(runs).cancel, str(FIRST))
+    assert ["f"] * 3 == runs.cancelled
 
 
 def test_state_that_cannot_be_read_is_an_error_and_not_an_unknown_task():
