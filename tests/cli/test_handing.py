@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from mcp_talk import ONE, TWO, Project
 
 from sage_sandbox import api, history
 from sage_sandbox.errors import NoSuchPhase, NoSuchRun, NotGranted, StateCorrupted, Unfinished, UsageError
-from sage_sandbox.handing import File, file_text, files_left, log_lines, narrower, phases_left, resumes_at
+from sage_sandbox.handing import File, _keeps, file_text, files_left, log_lines, narrower, phases_left, resumes_at
 from sage_sandbox.history import History, version_of, wait_for
 
 
@@ -63,6 +65,13 @@ def test_phases_that_ended_hand_over_their_kept_parts(ran):
         assert [] == list(files_left(runs, "f"))
         with pytest.raises(NoSuchRun):
             phases_left(runs, "g")
+
+
+def test_what_a_template_kept_is_forgotten_where_it_cannot_be_read_any_more(ran):
+    with History(ran.project) as runs:
+        definition = runs.found("f").definition
+        assert {} == _keeps(replace(definition, text="no template"))
+        assert {} == _keeps(replace(definition, kind="ini"))
 
 
 def test_a_result_is_kept_once_more_in_fewer_bytes():

@@ -34,8 +34,8 @@ def served(project):
     assert process.stdout is not None
     url, header = process.stdout.readline().strip(), process.stdout.readline().strip()
     yield url, header.removeprefix("Authorization: "), process
-    process.send_signal(signal.SIGTERM)
-    process.wait(30)
+    process.send_signal(signal.SIGINT)
+    assert 130 == process.wait(60)
     process.stdout.close()
 
 
@@ -95,7 +95,7 @@ def test_the_token_of_the_environment_is_taken_and_told_to_nobody(project):
         url = process.stdout.readline().strip()
         assert 401 == post(url)
         assert 401 != post(url, Authorization=f"Bearer {GIVEN}")
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
         assert "" == process.stdout.read()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -207,7 +208,7 @@ def test_an_endless_line_ends_the_session_and_holds_no_memory(project):
     )
     assert server.stdin is not None
     with server, pytest.raises(BrokenPipeError):
-        os.write(server.stdin.fileno(), b"x" * (64 << 20))
+        _write_without_end(server.stdin.fileno())
 
     assert 0 == server.returncode
 
@@ -226,6 +227,26 @@ def test_what_is_no_message_is_left_alone_and_input_that_ends_ends_the_server(pr
     )
 
     assert [{"jsonrpc": "2.0", "id": 1, "result": {}}] == [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_ctrl_c_ends_it_without_a_word(project):
+    served = project.served
+    with subprocess.Popen(
+        [served.command, *served.args],
+        cwd=served.cwd,
+        env=served.env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        os.write(server.stdin.fileno(), b'{"jsonrpc": "2.0", "id": 1, "method": "ping"}\n')
+        assert server.stdout.readline()
+        server.send_signal(signal.SIGINT)
+        assert (b"", b"\n") == server.communicate(timeout=60)  # as after every verb that ^C ends
+
+    assert 130 == server.returncode
 
 
 def test_files_and_terminals_are_served_too(project, tmp_path):
@@ -256,6 +277,11 @@ def _until(holds, process=None, patience_s=60):
         assert process is None or process.poll() is None, "it ended"
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+def _write_without_end(fd):
+    for _ in range(1024):
+        os.write(fd, b"x" * (1 << 16))
 
 
 def _tasks(pid):
