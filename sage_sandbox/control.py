@@ -53,6 +53,10 @@ class NotRunning(SageError):
     """No process runs that feature, or none that listens."""
 
 
+class NotCancelled(SageError):
+    """A run that was asked to end broke off, and could not say how it ended."""
+
+
 class Handler(Protocol):
     """The run behind a socket; it is called from the socket's thread, and must return at once."""
 
@@ -416,7 +420,7 @@ def cancel(
     timeout_s: float = CANCEL_S,
     environ: Mapping[str, str] | None = None,
 ) -> Cancelled:
-    """End a run wherever it is carried out, and wait until it has ended. NotRunning, NotAnswering.
+    """End a run wherever it is carried out, and wait until it has ended. NotRunning, NotAnswering, NotCancelled.
 
     Without ``save`` nothing is kept of the phases that are cut short; those that are done stay in any case.
     """
@@ -431,7 +435,7 @@ def cancel(
             raise NotRunning(f"{feature} is not running", f"sage-sandbox status {feature}")
         case {"status": str(status), "cancelledAt": str(at), "checkpointSaved": bool(saved)}:
             return Cancelled(feature, status, at, saved)
-    raise SageError(f"{feature} was not cancelled: {clip(str(answer.get('error')), 200)}")
+    raise NotCancelled(f"{feature} was not cancelled: {clip(str(answer.get('error')), 200)}")
 
 
 def _reach(path: Path, name: str, feature: str, until: float) -> socket.socket:

@@ -21,7 +21,7 @@ from sage_sandbox.store.keys import Keys
 from sage_sandbox.store.layout import features_among, lock_name, main_name, state_folder
 from sage_sandbox.store.opening import open_keys
 from sage_sandbox.store.reading import ADOPT_HINT, Found, read_run, read_state
-from sage_sandbox.store.records import RunStatus, State, progress
+from sage_sandbox.store.records import RunStatus, Session, State, progress
 
 LIVE_S: Final = 0.5
 """How long a running process may take to say where it is; one that is stopped is not waited for."""
@@ -35,7 +35,8 @@ POLL_S: Final = 0.05
 class Standing:
     """How one run stands, without personal data.
 
-    ``trouble`` says why it cannot be read; ``interrupted``: its process was killed.
+    ``trouble`` says why it cannot be read; ``interrupted``: its process was killed. ``sessions`` are the processes that
+    worked on it, in their order.
     """
 
     feature: str
@@ -49,6 +50,7 @@ class Standing:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     errors: tuple[Mapping[str, Any], ...] = ()
     phases: tuple[tuple[str, str], ...] = ()
+    sessions: tuple[Session, ...] = ()
     interrupted: bool = False
     trouble: str = ""
 
@@ -200,6 +202,7 @@ def _standing(state: State) -> Standing:
             (phase, state.checkpoints[phase].outcome if phase in state.checkpoints else "pending")
             for phase in state.phase_ids
         ),
+        sessions=state.sessions,
         interrupted=interrupted,
     )
 

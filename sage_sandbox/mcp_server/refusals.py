@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 from mcp.server.mcpserver.exceptions import ToolError
 
-from sage_sandbox.control import NotAnswering, NotRunning
+from sage_sandbox.control import NotAnswering, NotCancelled, NotRunning
 from sage_sandbox.errors import (
     BreakerOpen,
     DefinitionError,
@@ -117,6 +117,11 @@ def _of_silence(error: NotAnswering, _: Call) -> Refusal:
     return Refusal("CHECKPOINT_SAVE_FAILED", error.message, hint)
 
 
+def _of_breaking(error: NotCancelled, call: Call) -> Refusal:
+    hint = f"phases that were done stay; sage_workflow_status(feature={call.feature!r}) says how it stands"
+    return Refusal("CHECKPOINT_SAVE_FAILED", error.message, hint)
+
+
 def _of_state(error: SageError, _: Call) -> Refusal:
     return Refusal("STATE_CORRUPTED", error.message, error.hint or "your user can see more: sage-sandbox state verify")
 
@@ -196,6 +201,7 @@ _TOLD: Final[Mapping[type, Callable[[Any, Call], Refusal]]] = {
     NoSuchRun: _of_no_run,
     NotRunning: _of_not_running,
     NotAnswering: _of_silence,
+    NotCancelled: _of_breaking,
     StateCorrupted: _of_state,
     WrongKey: _of_state,
     StateTooNew: _of_state,

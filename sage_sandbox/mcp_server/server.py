@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from mcp.server.mcpserver import MCPServer
 
@@ -13,11 +14,10 @@ from sage_sandbox.mcp_server.cancelling import Cancellations
 from sage_sandbox.mcp_server.following import Follower
 from sage_sandbox.mcp_server.prompts import add_prompts
 from sage_sandbox.mcp_server.resources import add_resources
+from sage_sandbox.mcp_server.run_tasks import RunTasks
 from sage_sandbox.mcp_server.runs import Runs
-from sage_sandbox.mcp_server.tools import add_tools
-
-if TYPE_CHECKING:
-    from mcp.server.extension import Extension
+from sage_sandbox.mcp_server.tasks import Tasks, TasksExtension
+from sage_sandbox.mcp_server.tools import add_tools, run_answer
 
 INSTRUCTIONS: Final = """\
 Runs workflows: phases of operations, each in a kernel sandbox of its own, saved phase by phase.
@@ -29,20 +29,24 @@ Templates are named, never given as paths: they lie in .sage/templates. Check ne
 
 
 def make_server(
-    project: Path, environ: Mapping[str, str], *, extensions: Sequence[Extension] = ()
+    project: Path, environ: Mapping[str, str], *, tasks: Callable[[Tasks], Tasks] = lambda ours: ours
 ) -> MCPServer[dict[str, Any]]:
-    """The server of one project, not yet connected to anybody. Keys and granted values are read in ``environ``."""
+    """The server of one project, not yet connected to anybody. Keys and granted values are read in ``environ``.
+
+    ``tasks`` makes of the tasks that runs are those that the server knows: for a server with other tools, too.
+    """
+    runs = Runs(project, environ)
+    extension = TasksExtension(tasks(RunTasks(runs, partial(run_answer, runs))))
     cancellations = Cancellations()
     server = MCPServer[dict[str, Any]](
         "sage-sandbox",
         title="sage-sandbox",
         instructions=INSTRUCTIONS,
         version=sage_sandbox.__version__,
-        extensions=extensions,
-        middleware=[cancellations],
+        extensions=[extension],
+        middleware=[cancellations, extension.check_listening],
         log_level="WARNING",
     )
-    runs = Runs(project, environ)
     add_tools(server, runs, Follower(runs, cancellations))
     add_resources(server, runs)
     add_prompts(server, runs)

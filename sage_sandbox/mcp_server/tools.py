@@ -11,16 +11,18 @@ from pydantic import Field
 from sage_sandbox.control import Cancelled
 from sage_sandbox.errors import Problem
 from sage_sandbox.escaping import clip
-from sage_sandbox.handing import PhaseLeft
 from sage_sandbox.history import Standing
 from sage_sandbox.mcp_server import answers, shapes
 from sage_sandbox.mcp_server.following import Follower, in_thread
 from sage_sandbox.mcp_server.refusals import Call, Refusal, told
 from sage_sandbox.mcp_server.runs import Runs
 from sage_sandbox.mcp_server.shapes import Feature, Options, Seconds
+from sage_sandbox.mcp_server.tasks import knows_tasks
 
 _RUNS_CODE: Final = ToolAnnotations(read_only_hint=False, destructive_hint=True, open_world_hint=True)
 _READS: Final = ToolAnnotations(read_only_hint=True, open_world_hint=False)
+_TASK_S: Final = 1.0
+"""How long a client that knows tasks waits for a run before it gets one: a short run is answered at once."""
 _PROBLEM_MOST: Final = 300
 _PROBLEMS_MOST: Final = 25
 
@@ -45,9 +47,10 @@ def _add_starting(server: MCPServer[Any], runs: Runs, follower: Follower) -> Non
         """Run a template, every operation in a sandbox; results, or after options.wait seconds a handle."""
         chosen = options or Options()
         with told(Call(feature, template)):
-            await follower.carry(lambda: runs.execute(feature, template, chosen), feature, chosen.wait, ctx)
-            standing, left = await in_thread(_look, runs, feature)
-        return _run_answer(answers.executed(standing, left), standing, left)
+            await follower.carry(
+                lambda: runs.execute(feature, template, chosen), feature, _patience(chosen.wait, ctx), ctx
+            )
+            return await in_thread(lambda: run_answer(runs, runs.standing(feature)))
 
     @server.tool(title="Go on with a run", annotations=_RUNS_CODE)
     async def sage_workflow_resume(
@@ -59,10 +62,9 @@ def _add_starting(server: MCPServer[Any], runs: Runs, follower: Follower) -> Non
     ) -> Annotated[CallToolResult, shapes.Resumed]:
         """Go on with a paused, failed, cancelled or killed run; what is done is not repeated."""
         with told(Call(feature, resuming=True)):
-            at = await follower.carry(lambda: runs.resume(feature, fromPhase), feature, shapes.WAIT_S, ctx)
-            standing, left = await in_thread(_look, runs, feature)
-        found = answers.executed(standing, left)
-        return _run_answer(shapes.Resumed(**dict(found), resumed_from=at), standing, left)
+            patience_s = _patience(shapes.WAIT_S, ctx)
+            at = await follower.carry(lambda: runs.resume(feature, fromPhase), feature, patience_s, ctx)
+            return await in_thread(lambda: run_answer(runs, runs.standing(feature), at))
 
 
 def _add_reading(server: MCPServer[Any], runs: Runs, follower: Follower) -> None:
@@ -122,15 +124,20 @@ def _add_ending(server: MCPServer[Any], runs: Runs) -> None:
         return _cancelled(done, wanted=saveCheckpoint)
 
 
-def _look(runs: Runs, feature: str) -> tuple[Standing, tuple[PhaseLeft, ...]]:
-    # In this order: what is handed over is never less than what the standing says is done.
-    return runs.standing(feature), runs.left(feature)
+def _patience(wait_s: float, ctx: AnyContext) -> float:
+    return min(wait_s, _TASK_S) if knows_tasks(ctx) else wait_s
 
 
 # -- what became of a run ------------------------------------------------------------------------------------------
 
 
-def _run_answer(answer: shapes.Executed, standing: Standing, left: tuple[PhaseLeft, ...]) -> CallToolResult:
+def run_answer(runs: Runs, standing: Standing, resumed_from: str | None = None) -> CallToolResult:
+    """What is said of a run that was started or, where ``resumed_from`` says at which phase, gone on with."""
+    # Read after the standing: what is handed over is never less than what that says is done.
+    left = runs.left(standing.feature)
+    answer = answers.executed(standing, left)
+    if resumed_from is not None:
+        answer = shapes.Resumed(**dict(answer), resumed_from=resumed_from)
     text, links = answers.run_text(standing, left), answers.links_to(standing.feature, left)
     if (why := _ended_by(standing)) is not None:
         return answers.ended_badly(answer.document(), why, text, links)

@@ -28,6 +28,7 @@ from sage_sandbox.control import (
     VISITORS_MAX,
     Cancelled,
     NotAnswering,
+    NotCancelled,
     NotRunning,
     Server,
     address,
@@ -828,7 +829,7 @@ class TestCancel:
         assert handler.told.wait(20)
         run.close()
 
-        with pytest.raises(SageError, match="f was not cancelled: the run ended without a result"):
+        with pytest.raises(NotCancelled, match="f was not cancelled: the run ended without a result"):
             asked.result()
 
     @pytest.mark.parametrize("field", LAST)
@@ -837,7 +838,7 @@ class TestCancel:
         assert handler.told.wait(20)
         run.finish({**LAST, field: 1})
 
-        with pytest.raises(SageError, match="f was not cancelled"):
+        with pytest.raises(NotCancelled, match="f was not cancelled"):
             asked.result()
 
     def test_is_bounded(self, run, project, handler):

@@ -9,7 +9,7 @@ import pytest
 from mcp_talk import LEGACY, MODERN, ONE, TWO, ask, refused, text_of
 
 from sage_sandbox import control, detached
-from sage_sandbox.control import NotAnswering
+from sage_sandbox.control import NotAnswering, NotCancelled
 from sage_sandbox.detached import Refused
 from sage_sandbox.errors import BreakerOpen, ExitCode, Locked, SageError, StateUnwritable
 from sage_sandbox.grants.servers import Approvals
@@ -220,6 +220,7 @@ def test_a_disk_that_refuses_is_a_filesystem_error(project, monkeypatch):
     [
         ("FILESYSTEM_ERROR", StateUnwritable("no room")),
         ("CHECKPOINT_SAVE_FAILED", NotAnswering("it sleeps", "wake it")),
+        ("CHECKPOINT_SAVE_FAILED", NotCancelled("f was not cancelled: the run ended without a result")),
         ("EXTERNAL_API_FAILURE", BreakerOpen("left alone", "", 12.4)),
         ("WORKFLOW_VALIDATION_ERROR", Locked("held", "", "pid 1")),
         ("WORKFLOW_VALIDATION_ERROR", SageError("something else")),
