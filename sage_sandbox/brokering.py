@@ -154,7 +154,7 @@ class Tools:
     ) -> Self:
         """Register a run with its project's broker, starting that if there is none. SageError.
 
-        ``keeping`` says how answers of tools are kept; None: none is. ``tell`` is called from another thread with what
+        ``keeping`` says how answers are kept; None: none is. ``tell`` is called from another thread with what
         happens to the servers, ``ask`` where old answers could stand in for one, if ``keeping`` says that it may be.
         """
         environ = os.environ if environ is None else environ

@@ -172,7 +172,7 @@ class Runner:
     def cached_by(self, cache: Cache, keeping: Keeping | None = None, ask_stale: AskStale | None = None) -> None:
         """Ask a cache before anything is run, and have it keep what comes of it; it is closed at the end.
 
-        ``keeping`` says how answers of tools are kept beside it, ``ask_stale`` is asked whether one may stand in.
+        ``keeping`` says how answers are kept beside it, ``ask_stale`` is asked whether one may stand in.
         """
         self._cache = cache
         self._keeping = keeping

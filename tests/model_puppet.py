@@ -39,6 +39,7 @@ class ModelPuppet(ThreadingHTTPServer):
         self.stalled = threading.Event()
         self.hung_up = threading.Event()
         self.by_default = ""
+        self.is_down = False
         self.counts: Any = {"input": 100, "output": 20, "read": 30, "write": 5}
 
     @property
@@ -74,6 +75,8 @@ class Handler(BaseHTTPRequestHandler):
         asked = Asked(self.path, {name.lower(): value for name, value in self.headers.items()}, body)
         self.server.asked.append(asked)
         act, _, rest = asked.prompt.partition(" ")
+        if self.server.is_down:
+            act = "broken"
         getattr(self, f"act_{act}", self.act_by_default)(rest)
 
     def reply(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:

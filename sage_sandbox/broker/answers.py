@@ -1,8 +1,9 @@
-"""Answers of tools that are kept for the time when their server is unavailable, or because a template says so.
+"""Answers of tools and models that are kept for the time when who gave them is unavailable, or as a template says.
 
-What an answer may stand for is its key: the definition as approved, the values of the variables it names (so the
-credentials), what a program gets of the user's environment, the tool, and the arguments in one way of writing them.
-Whoever asks was granted the tool before anybody looks here.
+What an answer may stand for is its key. Of a tool: the definition as approved, the values of the variables it names (so
+the credentials), what a program gets of the user's environment, the tool, and the arguments in one way of writing them.
+Of a model: its provider with address and key, and the whole question. Whoever asks was granted the tool or the model
+before anybody looks here.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from sage_sandbox.broker.runs import Keeping, Registration
+from sage_sandbox.broker.runs import Keeping, Registration, Run
 from sage_sandbox.errors import SageError
 from sage_sandbox.policy import MiB
 from sage_sandbox.toolservers.definition import Server
@@ -43,14 +44,36 @@ class Found:
     age_s: float
 
 
+class Asking(Protocol):
+    """What an operation asks, as far as the answer hangs on it."""
+
+    @property
+    def operation(self) -> str:
+        """Who asks: ``phase/operation``."""
+
+    def parts(self, registration: Registration) -> Mapping[str, Any]:
+        """All that the answer hangs on, as plain data."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A call as far as its answer hangs on it."""
+    """A call of a tool."""
 
     operation: str
     server: Server
     tool: str
     arguments: Mapping[str, Any]
+
+    def parts(self, registration: Registration) -> Mapping[str, Any]:
+        """As `Asking` says."""
+        environ = registration.environ.items() if self.server.command else ()
+        return {
+            "definition": self.server.digest,
+            "values": {name: registration.values.get(name) for name in self.server.variables()},
+            "environ": {name: value for name, value in environ if name not in _OF_A_TERMINAL},
+            "tool": self.tool,
+            "arguments": self.arguments,
+        }
 
 
 class Answers:
@@ -73,12 +96,12 @@ class Answers:
         self._waiting = 0
         self._decided: dict[str, asyncio.Future[bool]] = {}
 
-    async def first(self, request: Request) -> Found | None:
+    async def first(self, request: Asking) -> Found | None:
         """The answer that makes a call needless, where the operation's template says that there may be one."""
         ttl_s = self._keeping.first.get(request.operation)
         return await self._find(request, ttl_s) if ttl_s is not None else None
 
-    async def instead(self, request: Request) -> Found | None:
+    async def instead(self, request: Asking) -> Found | None:
         """The answer for a call whose server is unavailable."""
         if request.operation in self._keeping.never:
             return None
@@ -98,7 +121,7 @@ class Answers:
         if server in self._decided and not self._decided[server].done():
             self._decided[server].set_result(use)
 
-    def keep(self, request: Request, value: bytes, *, read_only: bool) -> None:
+    def keep(self, request: Asking, value: bytes, *, read_only: bool) -> None:
         """Keep an answer, soon. Of a tool that may change something only where the template says so.
 
         That a mail was sent is true once: told again in a time when none can be sent, it would be a lie.
@@ -119,10 +142,10 @@ class Answers:
 
     # -- the thread ----------------------------------------------------------------------------------------------
 
-    async def _find(self, request: Request, ttl_s: float) -> Found | None:
+    async def _find(self, request: Asking, ttl_s: float) -> Found | None:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._get, request, ttl_s)
 
-    def _get(self, request: Request, ttl_s: float) -> Found | None:
+    def _get(self, request: Asking, ttl_s: float) -> Found | None:
         found = self._store.get(self._key(request), ttl_s)
         if found is None:
             return None
@@ -133,7 +156,7 @@ class Answers:
                 return Found(found.content[len(head) : -1], found.age_s)
         return None
 
-    def _put(self, request: Request, value: bytes, read_only: bool) -> None:
+    def _put(self, request: Asking, value: bytes, read_only: bool) -> None:
         with suppress(OSError, SageError, ValueError):
             if not self._scrubber.json(value)[1]:  # secrets are not saved, sealed or not
                 self._store.put(self._key(request), _HEADS[read_only] + value + b"}")
@@ -146,27 +169,29 @@ class Answers:
             self._store.evict()
         self._store.close()
 
-    def _key(self, request: Request) -> str:
+    def _key(self, request: Asking) -> str:
         return answer_key(request, self._registration, self._secret)
 
 
-def answer_key(request: Request, registration: Registration, secret: bytes) -> str:
+def answer_key(request: Asking, registration: Registration, secret: bytes) -> str:
     """The name under which the answer to a request is kept: it tells nothing of what it stands for."""
     from sage_sandbox.store.cache import KEY_LENGTH, TOOL_PREFIX
 
-    server = request.server
-    environ = registration.environ.items() if server.command else ()
-    parts = {
-        "format": FORMAT,
-        "definition": server.digest,
-        "values": {name: registration.values.get(name) for name in server.variables()},
-        "environ": {name: value for name, value in environ if name not in _OF_A_TERMINAL},
-        "tool": request.tool,
-        "arguments": request.arguments,
-    }
     # JSON is one way to write plain data, so two requests with one text are the same.
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":")).encode("ascii")
-    return (TOOL_PREFIX + hmac.new(secret, text, "sha256").hexdigest())[:KEY_LENGTH]
+    text = json.dumps({"format": FORMAT, **request.parts(registration)}, sort_keys=True, separators=(",", ":"))
+    return (TOOL_PREFIX + hmac.new(secret, text.encode("ascii"), "sha256").hexdigest())[:KEY_LENGTH]
+
+
+def ask_age(run: Run, service: str, found: Found) -> None:
+    """Ask a run's user whether old answers may stand in for a service."""
+    run.tell({"event": "ask", "server": service, "ageS": round(found.age_s, 3)})
+
+
+def tell_age(run: Run, service: str, found: Found, said: set[str]) -> None:
+    """Tell a run's user, once for each service, that old answers stand in for it."""
+    if service not in said:
+        said.add(service)
+        run.tell({"event": "stale", "server": service, "ageS": round(found.age_s, 3)})
 
 
 def open_answers(registration: Registration, now: Callable[[], float] = time.time) -> Answers | None:
@@ -187,4 +212,5 @@ def open_answers(registration: Registration, now: Callable[[], float] = time.tim
             store = CacheStore(project, place.id, place.folder, keys, now=now)
     except (OSError, SageError):
         return None  # the run's own cache lies there, too, and has said so
-    return Answers(registration, keeping, store, keys.cache_key(place.id), Scrubber(registration.values.values()))
+    secrets = (*registration.values.values(), *(provider.key for provider in registration.providers))
+    return Answers(registration, keeping, store, keys.cache_key(place.id), Scrubber(secrets))

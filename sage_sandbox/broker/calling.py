@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
-from sage_sandbox.broker.answers import Answers, Found, Request
+from sage_sandbox.broker.answers import Answers, Found, Request, ask_age, tell_age
 from sage_sandbox.broker.base import Progress, Session, SessionLost, Silent, Sleep, ToolRefused
 from sage_sandbox.broker.runs import Run
 from sage_sandbox.broker.services import Services
@@ -135,10 +135,10 @@ class Calling:
         except (SessionLost, BreakerOpen) as error:
             if answers is None or (found := await answers.instead(request)) is None:
                 return _answer(error)
-            if not await answers.allowed(asked.server.name, lambda: _ask_age(asked, found)):
+            if not await answers.allowed(asked.server.name, lambda: ask_age(asked.run, asked.server.name, found)):
                 return _answer(error)
             given = await self._from_before(asked, found, unavailable=True)
-            _tell_age(asked, found, answers.said)
+            tell_age(asked.run, asked.server.name, found, answers.said)
             return given
         if answer.ok and answers is not None:
             answers.keep(request, answer.value, read_only=asked.read_only)
@@ -254,18 +254,6 @@ class _Progress:
                 "text": clip(progress.text, ERROR_WIDTH),
             }
         )
-
-
-def _ask_age(asked: _Asked, found: Found) -> None:
-    asked.run.tell({"event": "ask", "server": asked.server.name, "ageS": round(found.age_s, 3)})
-
-
-def _tell_age(asked: _Asked, found: Found, said: set[str]) -> None:
-    """Tell a run's user, once for each server, that old answers stand in for it."""
-    name = asked.server.name
-    if name not in said:
-        said.add(name)
-        asked.run.tell({"event": "stale", "server": name, "ageS": round(found.age_s, 3)})
 
 
 def _tell_failure(asked: _Asked, failed: Failed) -> None:

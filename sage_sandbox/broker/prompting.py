@@ -11,8 +11,10 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
+from sage_sandbox.broker.answers import Answers, Found, ask_age, tell_age
 from sage_sandbox.broker.base import (
     MakeClient,
     ModelClient,
@@ -24,7 +26,7 @@ from sage_sandbox.broker.base import (
     ToolRefused,
 )
 from sage_sandbox.broker.calling import CALL_MAX_S, ERROR_WIDTH, QUEUE_S, Record
-from sage_sandbox.broker.runs import Run
+from sage_sandbox.broker.runs import Registration, Run
 from sage_sandbox.errors import BreakerOpen, SageError
 from sage_sandbox.escaping import clip
 from sage_sandbox.guards.breaker import Breaker, Transition
@@ -37,6 +39,7 @@ from sage_sandbox.results.scrub import Scrubber
 from sage_sandbox.results.spellings import SHORTEST
 from sage_sandbox.results.tokens import tokens
 from sage_sandbox.sandbox.calls import Answer
+from sage_sandbox.workflow.answers import mismatch
 
 NAME_WIDTH: Final = 128
 CLOSE_S: Final = 2.0
@@ -62,6 +65,20 @@ def service_name(provider: str) -> str:
     return f"model:{provider}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A question to a model, as far as its answer hangs on it."""
+
+    operation: str
+    provider: Provider
+    prompt: Prompt
+
+    def parts(self, _registration: Registration) -> Mapping[str, Any]:
+        """As `answers.Asking` says."""
+        who = self.provider
+        return {"provider": [who.name, who.api, who.base_url, who.key], "prompt": asdict(self.prompt)}
+
+
 @dataclass(eq=False, slots=True)
 class _Asked:
     """What is to be asked, for whom, and until when."""
@@ -80,6 +97,7 @@ class Prompting:
     def __init__(
         self,
         records: Mapping[Run, Record],
+        answers: Mapping[Run, Answers],
         tell: Callable[[Transition], None],
         *,
         make: MakeClient = make_client,
@@ -88,6 +106,7 @@ class Prompting:
         sleep: Sleep,
     ) -> None:
         self._records = records
+        self._answers = answers
         self._tell = tell
         self._make = make
         self._clock = clock
@@ -127,7 +146,7 @@ class Prompting:
         patience = asyncio.timeout(timeout_s + QUEUE_S)
         try:
             async with patience:
-                reply = await self._done(asked)
+                return await self._answered(asked)
         except (ToolRefused, SessionLost, BreakerOpen, SageError) as error:
             return _failure(error)
         except TimeoutError:
@@ -135,6 +154,38 @@ class Prompting:
                 raise
             text = f"{asked.model} waited {timeout_s:.0f} s for its turn"
             return Answer(ok=False, error=text, kind="transport", retryable=True)
+
+    async def _answered(self, asked: _Asked) -> Answer:
+        """Ask, unless an answer of before makes that needless; where the provider is unavailable one may stand in."""
+        answers = self._answers.get(asked.run)
+        if answers is None:
+            return await self._judgement(asked)
+        question = _Question(asked.operation, asked.provider, asked.prompt)
+        if (found := await answers.first(question)) is not None:
+            return await self._from_before(asked, found, unavailable=False)
+        try:
+            answer = await self._judgement(asked)
+        except (SessionLost, BreakerOpen):
+            service = service_name(asked.provider.name)
+            found = await answers.instead(question)
+            if found is None or not await answers.allowed(service, partial(ask_age, asked.run, service, found)):
+                raise
+            given = await self._from_before(asked, found, unavailable=True)
+            tell_age(asked.run, service, found, answers.said)
+            return given
+        if answer.ok and _fits(answer, asked.prompt):
+            answers.keep(question, answer.value, read_only=True)
+        return answer
+
+    async def _from_before(self, asked: _Asked, found: Found, *, unavailable: bool) -> Answer:
+        data = {"operation": asked.operation, "model": asked.model, "ageMs": round(found.age_s * 1000),
+                "unavailable": unavailable}  # fmt: skip
+        await self._records[asked.run].write("cached", f"model:{asked.model}", data)
+        return Answer(ok=True, value=found.value, cached_s=found.age_s, unavailable=unavailable)
+
+    async def _judgement(self, asked: _Asked) -> Answer:
+        """Ask, and say what the answer is good for."""
+        reply = await self._done(asked)
         usage = _usage(asked, reply)
         if record := self._records.get(asked.run):  # none: it has gone meanwhile
             data = {"operation": asked.operation, **asdict(usage)}
@@ -246,6 +297,16 @@ def _failure(error: Exception) -> Answer:
     if isinstance(error, ToolRefused):
         return Answer(ok=False, error=text, kind="tool")
     return Answer(ok=False, error=text, kind="transport", retryable=isinstance(error, SessionLost | BreakerOpen))
+
+
+def _fits(answer: Answer, prompt: Prompt) -> bool:
+    """Whether an answer is as its schema says: another one is not asked for again before it is old."""
+    if prompt.schema is None:
+        return True
+    try:
+        return not mismatch(json.loads(json.loads(answer.value)), prompt.schema)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _without_key(answer: Answer, provider: Provider) -> Answer:

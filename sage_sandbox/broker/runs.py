@@ -16,7 +16,7 @@ from sage_sandbox.toolservers.definition import Server, from_document
 
 @dataclass(frozen=True, slots=True)
 class Keeping:
-    """How a run's answers of tools are kept: sealed with ``key`` (hex), or authenticated where not ``encrypt``.
+    """How the answers a run gets are kept: sealed with ``key`` (hex), or authenticated where not ``encrypt``.
 
     ``ttl_s`` is how old one may be that stands in for a server. ``first`` are operations (``phase/operation``) that are
     answered from what is kept if it is not older than so many seconds, ``never`` those for which nothing is kept. With

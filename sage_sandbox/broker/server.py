@@ -73,7 +73,7 @@ class Broker:
         self._services = Services(connect, self._transition, clock, start_s)
         self._calling = Calling(self._services, self._records, self._answers, clock=clock, jitter=jitter, sleep=sleep)
         self._prompting = Prompting(
-            self._records, self._transition, make=make_model, clock=clock, jitter=jitter, sleep=sleep
+            self._records, self._answers, self._transition, make=make_model, clock=clock, jitter=jitter, sleep=sleep
         )
         self._visits: set[asyncio.Task[None]] = set()
         self._empty = asyncio.Event()

@@ -31,6 +31,7 @@ class Reply:
 def may_be_cached(kind: str, policy: Policy, asked: bool | None) -> bool:
     """Whether an operation may be answered from the cache, by its grants and by what its template says.
 
-    A call of a tool may not: what its answer hangs on, the server and the credentials, is known to the broker alone.
+    A call of a tool, or a question to a model, may not: what its answer hangs on, the credentials among it, is known to
+    the broker alone.
     """
-    return kind != "mcp" and (policy.repeatable if asked is None else asked)
+    return kind not in ("mcp", "llm") and (policy.repeatable if asked is None else asked)

@@ -53,7 +53,7 @@ def cache_ttl(environ: Mapping[str, str]) -> float:
 def may_be_kept(outcome: Outcome) -> bool:
     """Whether an outcome may stand for another run of its operation.
 
-    Not one that was rejected, whose files lie in a folder of its run, or that was given older answers of tools. Not one
+    Not one that was rejected, whose files lie in a folder of its run, or that was given older answers. Not one
     in which secrets were replaced: which values are secret is not part of the key, so what is kept has to be as the
     operation said it.
     """

@@ -20,7 +20,7 @@ def command() -> None:
 @command.command("stats")
 @options.as_json()
 def stats(*, as_json: bool) -> int:
-    """Show how many outcomes and answers of tools this project keeps, how large they are, and how old."""
+    """Show how many outcomes and answers this project keeps, how large they are, and how old."""
     from sage_sandbox.caching.cache import cache_ttl
     from sage_sandbox.observe.progress import spoken
     from sage_sandbox.policy import format_size
@@ -36,7 +36,7 @@ def stats(*, as_json: bool) -> int:
     outcomes = found.entries - found.answers
     count = "1 outcome" if outcomes == 1 else f"{outcomes:,} outcomes"
     if found.answers:
-        count += " and 1 answer of a tool" if found.answers == 1 else f" and {found.answers:,} answers of tools"
+        count += " and 1 answer" if found.answers == 1 else f" and {found.answers:,} answers"
     click.echo(f"{count}, {format_size(found.size)} of {format_size(SIZE_MAX)} at most")
     if found.oldest_s is not None and found.newest_s is not None:
         click.echo(

@@ -77,9 +77,13 @@ class Caller:
     def _ask(self, job: Job, cancel_fd: int) -> Answer:
         if self._client is None:
             return _NO_MODELS
-        return self._client.ask_model(
+        name = f"model:{job.model}"
+        self._notes.begin(name)
+        answer = self._client.ask_model(
             self._operation, job.model, job.params, timeout_s=job.limits.timeout_s, cancel_fd=cancel_fd
         )
+        self._notes.end(name, answer)
+        return answer
 
     def close(self) -> None:
         """Hang up."""
@@ -149,7 +153,7 @@ def _of_model(job: Job, answer: Answer, duration_s: float) -> Outcome:
         result = check_json(answer.value) if schema is None else _data(json.loads(answer.value), schema)
     except UntrustedData as error:
         return _rejected(replace(answer, error=f"{job.model}: {error}", kind="tool"), job, duration_s)
-    return Outcome("fulfilled", result=result, duration_s=duration_s, usage=answer.usage)
+    return Outcome("fulfilled", result=result, duration_s=duration_s, cached_s=answer.cached_s, usage=answer.usage)
 
 
 def _data(text: str, schema: Mapping[str, Any]) -> bytes:

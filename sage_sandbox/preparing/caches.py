@@ -63,15 +63,15 @@ def ask_cache(how: How, journal: Journal, runner: Runner, workflow: Workflow) ->
 
 
 def _keeping(journal: Journal, project_id: str, workflow: Workflow, ttl_s: float) -> Keeping:
-    """How answers of tools are kept: which operations ask for one first, or want none, their template says."""
+    """How answers are kept: which operations ask for one first, or want none, their template says."""
     from sage_sandbox.broker.runs import Keeping
 
     every = ((f"{phase.id}/{one.id}", one) for phase in workflow.phases for one in phase.operations)
-    operations = [(name, one) for name, one in every if one.policy.tool]
+    operations = [(name, one) for name, one in every if one.policy.tool or one.policy.model]
     first = {
         name: ttl_s if one.cache_ttl_s is None else one.cache_ttl_s
         for name, one in operations
-        if one.type == "mcp" and one.cache
+        if one.type in ("mcp", "llm") and one.cache
     }
     never = tuple(name for name, one in operations if one.cache is False)
     return Keeping(journal.keys.answers_key(project_id).hex(), journal.keys.encrypt, ttl_s, first, never)

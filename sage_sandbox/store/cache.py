@@ -60,7 +60,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What there is: ages in seconds, None where there is nothing. ``answers`` of the entries are answers of tools."""
+    """What there is: ages in seconds, None where there is nothing. ``answers`` are those of tools and models."""
 
     entries: int
     size: int

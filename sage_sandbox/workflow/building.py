@@ -235,7 +235,8 @@ class Builder:
             timeout_s=fields.timeout,
             retries=fields.retries,
             keep=_keep(fields.keep),
-            cache=False,
+            cache=fields.cache and fields.cache[0],
+            cache_ttl_s=fields.cache and fields.cache[1],
             line=self._locator.line(path),
         )
 

@@ -247,6 +247,7 @@ class LlmModel(_Model):
     retries: int = Field(
         default=0, ge=0, le=RETRIES_MAX, description="after an error, a timeout, or a provider that does not answer"
     )
+    cache: CacheAsked | None = None
     keep: KeepModel | None = None
 
 

@@ -117,7 +117,7 @@ def test_answers_are_counted_and_thrown_away_with_the_cache(project, capsys):
     capsys.readouterr()
 
     assert main(("cache", "stats")) == 0
-    assert capsys.readouterr().out.startswith("0 outcomes and 1 answer of a tool, ")
+    assert capsys.readouterr().out.startswith("0 outcomes and 1 answer, ")
     assert main(("cache", "clear")) == 0
     assert capsys.readouterr().out == "✓ 1 entry is gone\n"
     project.down.touch()

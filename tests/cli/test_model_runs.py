@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 from brokered import ThreadedTools
 from commands import run_cli
-from model_puppet import KEY, model_puppet
+from model_puppet import KEY, MODEL, model_puppet
 
 from sage_sandbox import brokering
 from sage_sandbox.api import resume
+from sage_sandbox.cli.main import main
 from sage_sandbox.errors import UsageError
 
 ALLOW = ("--allow", "model:*")
@@ -63,6 +64,11 @@ def models(world, puppet, monkeypatch):
     for name, value in puppet.environ.items():
         monkeypatch.setenv(name, value)
     return world
+
+
+def kept_run(*options):
+    """A run with the project's cache, which `models.run` has not."""
+    return main(("run", "t.yaml", "f", "--restart", *ALLOW, *options))
 
 
 def phases_of(capsys):
@@ -138,6 +144,54 @@ def test_an_answer_that_was_cut_is_no_answer(models, capsys):
     said = capsys.readouterr().err
     assert "anthropic/puppet reached 100 tokens before its answer was whole" in said
     assert "hint: raise its max_tokens" in said
+
+
+def test_an_answer_of_before_stands_in_for_a_provider_that_is_unavailable_and_costs_nothing(models, puppet, capsys):
+    template(models, question('say {"n": 3}', schema=SCHEMA))
+    assert kept_run() == 0
+    puppet.is_down = True
+    capsys.readouterr()
+
+    assert kept_run("--json") == 0
+    said = capsys.readouterr()
+    results = json.loads(said.out)["results"]
+    (operation,) = results["phases"][0]["operations"]
+    (answer,) = operation["cachedAnswers"]
+    assert {"n": 3} == operation["result"]
+    assert ("model:anthropic/puppet", True) == (answer["tool"], answer["unavailable"])
+    assert [] == operation["usage"]
+    assert "⚠ External API unavailable (model:anthropic) · ✓ using cached data from" in said.err
+    assert [f"model:{MODEL}"] == [entry["text"] for entry in audit(models) if entry["kind"] == "cached"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "fields"),
+    [((), ("--no-cache",), {}), (("--no-cache",), (), {}), ((), (), {"cache": False}), ((), (), {"system": "other"})],
+)
+def test_nothing_stands_in_that_was_not_kept_or_is_the_answer_to_something_else(models, puppet, first, second, fields):
+    template(models, question("say hello"))
+    assert kept_run(*first) == 0
+    template(models, question("say hello", **fields))
+    puppet.is_down = True
+
+    assert kept_run(*second) == 3
+
+
+def test_a_question_that_may_be_cached_is_asked_once(models, puppet, capsys):
+    template(models, question("say hello", cache=True))
+    assert kept_run() == 0
+    assert kept_run() == 0
+
+    assert ["say hello"] == puppet.prompts
+    assert "✓ p1/op-1 cached, " in capsys.readouterr().err
+
+
+def test_an_answer_that_is_not_as_its_schema_says_is_not_kept(models, puppet):
+    template(models, question("say no json", schema=SCHEMA, cache=True))
+    assert kept_run() == 1
+    assert kept_run() == 1
+
+    assert ["say no json"] * 2 == puppet.prompts
 
 
 def test_retries_count_each_attempt(models, capsys):
