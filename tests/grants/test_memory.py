@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from sage_sandbox.disk.files import Folder
 from sage_sandbox.errors import NotGranted
-from sage_sandbox.grants import memory as memory_module
+from sage_sandbox.grants import remembered
 from sage_sandbox.grants.memory import DIGESTS_KEPT, Change, Memory
 from sage_sandbox.policy import Grant, Policy
 from sage_sandbox.workflow.definition import Workflow
@@ -198,7 +198,7 @@ class TestTheFile:
     def test_it_does_not_outgrow_what_is_read(
         self, memory: Memory, stored: Path, project: Path, make_workflow: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(memory_module, "SIZE_MAX", stored.stat().st_size + 10)
+        monkeypatch.setattr(remembered, "SIZE_MAX", stored.stat().st_size + 10)
 
         with pytest.raises(OSError, match="too much is remembered"):
             memory.remember(make_workflow(digest="d2"), project, [SRC])
@@ -222,7 +222,7 @@ class TestTheFile:
     def test_a_lock_that_somebody_holds_is_waited_for_and_then_said(
         self, memory: Memory, stored: Path, project: Path, make_workflow: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(memory_module, "LOCK_WAIT_S", 0.01)
+        monkeypatch.setattr(remembered, "LOCK_WAIT_S", 0.01)
         with FileLock(stored.with_name("grants.lock")), pytest.raises(OSError, match=r"grants\.lock"):
             memory.remember(make_workflow(digest="d2"), project, [SRC])
 
@@ -300,7 +300,7 @@ class TestDamage:
     def test_a_file_that_is_too_large_is_not_read(
         self, memory: Memory, stored: Path, project: Path, make_workflow: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(memory_module, "SIZE_MAX", 10)
+        monkeypatch.setattr(remembered, "SIZE_MAX", 10)
 
         with pytest.raises(NotGranted, match="is larger than 10 bytes"):
             memory.recall(make_workflow(), project)
