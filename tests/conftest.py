@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -33,6 +34,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """A folder for temporary files that no other session cleans: sessions side by side take each other's away."""
     if config.option.basetemp is None:
         config.option.basetemp = config.stash[_OURS] = tempfile.mkdtemp(prefix="sage-tests-")
+    # A shell has what it starts in the background ignore SIGINT, nohup(1) SIGHUP, and that is inherited: what a test
+    # starts would not end by them.
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
