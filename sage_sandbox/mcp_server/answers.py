@@ -213,6 +213,7 @@ def links_to(feature: str, phases: Sequence[PhaseLeft] = ()) -> list[ContentBloc
     ]
     named = {
         f"{feature}: results": f"sage://runs/{feature}",
+        f"{feature}: report": f"sage://runs/{feature}/report",
         f"{feature}: log": f"sage://runs/{feature}/log",
         **{clip(path, 100): artifact_uri(feature, path) for path in paths[:_FILES_LINKED]},
     }

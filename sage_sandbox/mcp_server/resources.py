@@ -15,6 +15,7 @@ from sage_sandbox.mcp_server.answers import ANSWER_MOST
 from sage_sandbox.mcp_server.following import in_thread
 from sage_sandbox.mcp_server.health import health
 from sage_sandbox.mcp_server.refusals import Call, refusal
+from sage_sandbox.mcp_server.reporting import report
 
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 RUN: Final = "sage://runs/{feature}"
 LOG: Final = f"{RUN}/log"
+REPORT: Final = f"{RUN}/report"
 ARTIFACT: Final = f"{RUN}/artifacts/{{+path}}"
 HEALTH: Final = "sage://health"
 _NOTICE_MOST: Final = 500
@@ -47,6 +49,12 @@ def add_resources(server: MCPServer[Any], runs: Runs) -> None:
         """The last lines of what happened in a run."""
         with _told(feature):
             return _last_lines(await in_thread(runs.log, feature))
+
+    @server.resource(REPORT, title="A run's report", mime_type="text/markdown")
+    async def page(feature: str) -> str:
+        """How a run stands, phase by phase, for people to read."""
+        with _told(feature):
+            return await in_thread(lambda: report(runs.standing(feature), runs.left(feature)))
 
     @server.resource(ARTIFACT, title="A file that a run left", mime_type="text/plain")
     async def artifact(feature: str, path: str) -> str:

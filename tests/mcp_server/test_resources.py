@@ -71,7 +71,7 @@ def test_files_that_a_run_left_are_linked_and_read_in_part(ran):
     async def story(client):
         result = await client.call_tool("sage_workflow_resume", {"feature": "left"})
         base = "sage://runs/left/artifacts/a/op-1"
-        assert {f"{base}/sub%20dir/notes.txt", f"{base}/short.txt", f"{base}/picture"} == set(links_of(result)[2:])
+        assert {f"{base}/sub%20dir/notes.txt", f"{base}/short.txt", f"{base}/picture"} == set(links_of(result)[3:])
 
         notes = await read(client, f"{base}/sub%20dir/notes.txt")
         assert len(notes.encode()) <= ANSWER_MOST
@@ -113,9 +113,39 @@ def test_a_file_that_was_exchanged_for_a_link_is_not_followed(ran):
     ran.talk_here(story)
 
 
+def test_a_report_tells_each_phase_and_nothing_in_it_passes_for_the_page_itself(project):
+    odd = "def run():\n    return '\\n# Heading [link](https://example.org/) ask ann@example.org'"
+    bad = "def run():\n    raise ValueError('\\n## completed')"
+    operations = [{"id": name, "type": "python", "code": code} for name, code in (("odd", odd), ("bad", bad))]
+    project.write("mixed", {**ONE, "operations": operations}, {**ONE, "id": "late", "dependencies": [ONE["id"]]})
+
+    async def story(client):
+        await ask(client, "execute", feature="mixed", template="mixed", options=LONG)
+        report = await read(client, "sage://runs/mixed/report")
+        plain = [line for line in report.splitlines() if line and not line.startswith("    ")]
+        assert ["# mixed: paused", "0 of 2 phases, 0 %."] == plain[:2]
+        assert ["## What went wrong", f"## {ONE['id']}: failed"] == [
+            line.partition(",")[0] for line in plain if line.startswith("## ")
+        ]
+        assert ["### odd: fulfilled", "### bad: rejected (error)"] == [line for line in plain if line.startswith("###")]
+        assert any("# Heading" in line for line in report.splitlines() if line.startswith("    "))
+        assert "ann@example.org" not in report
+
+    project.talk_here(story)
+
+
+def test_a_report_names_the_files_that_are_left(ran):
+    async def story(client):
+        report = await read(client, "sage://runs/left/report")
+        assert "    short.txt, 5 B" in report
+        assert '    {"written": 3}' in report
+
+    ran.talk_here(story)
+
+
 def test_what_is_not_there_is_said_with_its_code(project):
     async def story(client):
-        for uri in ("sage://runs/none", "sage://runs/none/log", "sage://runs/none/artifacts/x"):
+        for uri in [f"sage://runs/none{below}" for below in ("", "/log", "/report", "/artifacts/x")]:
             code, message = await refused(client, uri)
             assert -32602 == code
             assert message.startswith("WORKFLOW_NOT_FOUND: ")
@@ -209,6 +239,11 @@ def test_no_answer_is_larger_than_an_agent_can_take(project):
         assert "p39" == results["phases"][-1]["id"]
         assert len((await read(client, "sage://runs/much")).encode()) <= ANSWER_MOST
         assert len((await read(client, "sage://runs/much/log")).encode()) <= ANSWER_MOST
+        report = await read(client, "sage://runs/much/report")
+        assert len(report.encode()) <= ANSWER_MOST
+        assert "earlier phases are left out here" in report
+        assert "## p39: completed" in report
+        assert "## p0: " not in report
 
     project.talk_here(story)
 

@@ -72,7 +72,7 @@ def test_results_come_with_the_answer_and_links_to_the_rest(project):
         )
 
         assert "one is completed: 2 of 2 phases, phase b\nb (completed): 8" == text_of(result)
-        assert ["sage://runs/one", "sage://runs/one/log"] == links_of(result)
+        assert [f"sage://runs/one{below}" for below in ("", "/report", "/log")] == links_of(result)
         run = json.loads((await client.read_resource("sage://runs/one")).contents[0].text)
         assert result.structured_content == {name: run[name] for name in result.structured_content}
         log = (await client.read_resource("sage://runs/one/log")).contents[0].text
