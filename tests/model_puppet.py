@@ -40,6 +40,7 @@ class ModelPuppet(ThreadingHTTPServer):
         self.hung_up = threading.Event()
         self.by_default = ""
         self.is_down = False
+        self.model = "puppet-2026"
         self.counts: Any = {"input": 100, "output": 20, "read": 30, "write": 5}
 
     @property
@@ -99,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
         }  # fmt: skip
         stop = {"length": "max_tokens", "no": "refusal"}.get(stop, "end_turn")
         return {
-            "id": "msg_1", "type": "message", "role": "assistant", "model": "puppet-2026", "stop_reason": stop,
+            "id": "msg_1", "type": "message", "role": "assistant", "model": self.server.model, "stop_reason": stop,
             "content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": text}], "usage": usage,
         }  # fmt: skip
 
@@ -112,7 +113,7 @@ class Handler(BaseHTTPRequestHandler):
         stop = {"length": "length", "no": "content_filter"}.get(stop, "stop")
         message = {"role": "assistant", "content": text}
         return {
-            "id": "c-1", "object": "chat.completion", "created": 1, "model": "puppet-2026", "usage": usage,
+            "id": "c-1", "object": "chat.completion", "created": 1, "model": self.server.model, "usage": usage,
             "choices": [{"index": 0, "finish_reason": stop, "message": message}],
         }  # fmt: skip
 
@@ -155,6 +156,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def act_huge(self, _: str) -> None:
         self.reply(200, b" " * ((17 << 20) + 10))
+
+    def act_flood(self, _: str) -> None:
+        """As huge, as a stream of events."""
+        self.reply(200, b" " * ((17 << 20) + 10), {"content-type": "text/event-stream"})
+
+    def act_long(self, number: str) -> None:
+        """An error that ends in the key, so many characters on."""
+        error = {"type": "authentication_error", "message": "x" * int(number) + f" {KEY}"}
+        self.reply(401, json.dumps({"type": "error", "error": error}).encode())
 
     def act_deep(self, _: str) -> None:
         self.reply(200, b"[" * 100 + b"]" * 100)

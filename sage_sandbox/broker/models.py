@@ -1,6 +1,7 @@
 """The two APIs that models are asked over, each through its vendor's own SDK: the only place that imports one.
 
-An answer is a stranger's: of its JSON what is looked for is taken, and only if it is what it should be.
+An answer is a stranger's: of its JSON what is looked for is taken, and only if it is what it should be. Nothing is cut
+here: of a key that came back, a piece would be left that nobody could find any more.
 """
 
 from __future__ import annotations
@@ -14,13 +15,11 @@ from urllib.parse import urlsplit
 import httpx2
 
 from sage_sandbox.broker.base import ModelClient, Prompt, Reply, SessionLost, Silent, ToolRefused
-from sage_sandbox.broker.web import NOTE, Note, look_at
-from sage_sandbox.escaping import clip
+from sage_sandbox.broker.web import NOTE, Note, look_at_whole
 from sage_sandbox.providers import Provider
 from sage_sandbox.workflow.answers import is_strict, with_single_types
 
 CONNECT_S: Final = 30.0
-WORDS_MAX: Final = 500
 NO_KEY: Final = "none"
 """Sent where there is no key, for both SDKs insist on one: local servers look at none."""
 NOT_TAKEN_ON: Final = frozenset({429, 503, 529})
@@ -39,7 +38,7 @@ def _settings(provider: Provider) -> dict[str, Any]:
     timeout = httpx2.Timeout(None, connect=CONNECT_S)  # how long an answer may take is its operation's business
     http = httpx2.AsyncClient(
         timeout=timeout,
-        event_hooks={"response": [look_at]},
+        event_hooks={"response": [look_at_whole]},
         headers={"accept-encoding": "identity"},  # a few bytes could become many
         follow_redirects=False,
     )
@@ -183,6 +182,8 @@ async def _answered(sdk: ModuleType, name: str, asking: Awaitable[Any]) -> Mappi
         raise _by_status(name, error.status_code, _words(error.body), note) from error
     except sdk.APIConnectionError as error:
         raise _by_connection(name, error.__cause__ or error, note) from error
+    except (httpx2.HTTPError, httpx2.StreamError) as error:
+        raise _by_connection(name, error, note) from error
     except (sdk.APIError, ValueError, RecursionError) as error:
         raise _none(name, str(error)) from error
     finally:
@@ -204,17 +205,17 @@ def _by_connection(name: str, cause: BaseException, note: Note) -> SessionLost:
     if isinstance(cause, httpx2.TimeoutException):
         return Silent(f"{name} could not be reached in {CONNECT_S:.0f} s", sent=sent)
     words = note.broke or " ".join(str(cause).split()) or type(cause).__name__
-    return SessionLost(f"{name}: {clip(words, WORDS_MAX)}", sent=sent)
+    return SessionLost(f"{name}: {words}", sent=sent)
 
 
 def _none(name: str, why: str) -> SessionLost:
-    return SessionLost(f"{name} gave an answer that is none: {clip(' '.join(why.split()), WORDS_MAX)}", sent=True)
+    return SessionLost(f"{name} gave an answer that is none: {' '.join(why.split())}", sent=True)
 
 
 def _words(body: object) -> str:
     """What a provider says of an error, if it says it as both APIs do."""
     found = _within(body, "error", "message") or _within(body, "message")
-    return clip(" ".join(found.split()), WORDS_MAX) if isinstance(found, str) else ""
+    return " ".join(found.split()) if isinstance(found, str) else ""
 
 
 def _within(value: object, *names: str) -> Any:
@@ -225,7 +226,7 @@ def _within(value: object, *names: str) -> Any:
 
 
 def _text(value: object) -> str:
-    return clip(value, WORDS_MAX) if isinstance(value, str) else ""
+    return value if isinstance(value, str) else ""
 
 
 def _counts(usage: object, *names: str) -> tuple[int, int, int, int] | None:

@@ -185,7 +185,7 @@ class Prompting:
 
     async def _judgement(self, asked: _Asked) -> Answer:
         """Ask, and say what the answer is good for."""
-        reply = await self._done(asked)
+        reply = _cleaned(await self._done(asked), asked.provider)
         usage = _usage(asked, reply)
         if record := self._records.get(asked.run):  # none: it has gone meanwhile
             data = {"operation": asked.operation, **asdict(usage)}
@@ -293,7 +293,8 @@ def _judged(asked: _Asked, reply: Reply, usage: Usage) -> Answer:
 
 
 def _failure(error: Exception) -> Answer:
-    text = clip(" ".join(str(error).split()), ERROR_WIDTH)
+    """What an error is as an answer; `_without_key` cuts its text."""
+    text = " ".join(str(error).split())
     if isinstance(error, ToolRefused):
         return Answer(ok=False, error=text, kind="tool")
     return Answer(ok=False, error=text, kind="transport", retryable=isinstance(error, SessionLost | BreakerOpen))
@@ -310,12 +311,20 @@ def _fits(answer: Answer, prompt: Prompt) -> bool:
 
 
 def _without_key(answer: Answer, provider: Provider) -> Answer:
-    """The answer with the provider's key in nothing it says, should that have come back."""
-    if len(provider.key.strip()) < SHORTEST:
-        return answer
-    scrubber = Scrubber((provider.key,))
+    """The answer with the provider's key in nothing it says, should that have come back; then its error is cut."""
+    scrubber = _scrubber(provider)
     value, error = scrubber.json(answer.value)[0], scrubber.text(answer.error)[0]
-    return replace(answer, value=value, error=error)
+    return replace(answer, value=value, error=clip(error, ERROR_WIDTH))
+
+
+def _cleaned(reply: Reply, provider: Provider) -> Reply:
+    """A reply of which the short texts, too, may be written down."""
+    scrubber = _scrubber(provider)
+    return replace(reply, model=scrubber.text(reply.model)[0], refusal=scrubber.text(reply.refusal)[0])
+
+
+def _scrubber(provider: Provider) -> Scrubber:
+    return Scrubber((provider.key,) if len(provider.key.strip()) >= SHORTEST else ())
 
 
 def _tell_failure(asked: _Asked, failed: Failed) -> None:

@@ -32,7 +32,19 @@ NOTE: Final[ContextVar[Note | None]] = ContextVar("NOTE", default=None)
 
 
 async def look_at(response: httpx2.Response) -> None:
-    """Note how a request was answered, and have its answer read no further than it may go (an event hook)."""
+    """Note how a request was answered, and have its answer read no further than it may go (an event hook).
+
+    A stream of events has no end that one could wait for: who reads it caps each of them.
+    """
+    await _look_at(response, streams=True)
+
+
+async def look_at_whole(response: httpx2.Response) -> None:
+    """The same where no stream is asked for: what calls itself one is read as a whole, too, and so capped."""
+    await _look_at(response, streams=False)
+
+
+async def _look_at(response: httpx2.Response, *, streams: bool) -> None:
     note = NOTE.get()
     if note is not None and response.status_code >= 400:
         note.status = response.status_code
@@ -40,7 +52,7 @@ async def look_at(response: httpx2.Response) -> None:
     if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         await response.aclose()
         raise httpx2.DecodingError("the server sent compressed data that was not asked for", request=response.request)
-    if not response.headers.get("content-type", "").lower().startswith("text/event-stream"):
+    if not (streams and response.headers.get("content-type", "").lower().startswith("text/event-stream")):
         response.stream = _Capped(response.stream, note)
 
 

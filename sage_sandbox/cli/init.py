@@ -85,8 +85,10 @@ def _show(changes: Sequence[Change], outcomes: dict[str, str], *, as_json: bool)
     if as_json:
         click.echo(json.dumps(_document(changes, outcomes), indent=2))
         return
+    # What starts when an agent opens this project is not ours to change, and not ours to call good.
+    suspect = {change.path for change in changes if change.standing == "kept" and change.path == ".mcp.json"}
     for path, outcome in outcomes.items():
-        click.echo(f"{'⚠' if outcome == _REFUSED else '✓'} {path}: {outcome}")
+        click.echo(f"{'⚠' if outcome == _REFUSED or path in suspect else '✓'} {path}: {outcome}")
 
 
 def _outcome(change: Change, written: Sequence[Change]) -> str:

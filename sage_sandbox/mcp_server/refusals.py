@@ -156,7 +156,12 @@ def _of_anything(error: SageError, call: Call) -> Refusal:
             return _of_lock(error, call)
         case ExitCode.STATE_CORRUPTED | ExitCode.WRONG_KEY:
             return _of_state(error, call)
-    return Refusal("WORKFLOW_VALIDATION_ERROR", error.message, error.hint or "mend what it says and call again")
+    hint = error.hint or "mend what it says and call again"
+    if hint.startswith("--param"):
+        hint = (
+            f"only your user can set parameters, in a terminal: sage-sandbox run {call.template} {call.feature} {hint}"
+        )
+    return Refusal("WORKFLOW_VALIDATION_ERROR", error.message, hint)
 
 
 def _of_definition(error: DefinitionError, _: Call) -> Refusal:

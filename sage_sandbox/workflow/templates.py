@@ -27,13 +27,22 @@ def find(name_or_path: str, project: Path) -> Path:
         return Path(name_or_path)
     if not _NAME.fullmatch(name_or_path):
         raise UsageError(f"{quote(name_or_path)} is neither a template's path nor a name", _hint(project))
-    for folder, is_ours in _folders(project):
-        for suffix in FORMATS:
-            path = folder / f"{name_or_path}{suffix}"
-            if (is_ours or _is_safe(path, name_or_path)) and path.is_file():
-                return path
+    try:
+        if (path := _look_up(name_or_path, project)) is not None:
+            return path
+    except PermissionError as error:
+        raise UsageError(f"cannot open {error.filename}: permission denied", "it is another user's") from error
     close = did_you_mean(name_or_path, names(project))
     raise UsageError(f"there is no template {quote(name_or_path)}{close}", _hint(project))
+
+
+def _look_up(name: str, project: Path) -> Path | None:
+    for folder, is_ours in _folders(project):
+        for suffix in FORMATS:
+            path = folder / f"{name}{suffix}"
+            if (is_ours or _is_safe(path, name)) and path.is_file():
+                return path
+    return None
 
 
 def find_named(name: str, project: Path) -> Path:

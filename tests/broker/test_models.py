@@ -93,6 +93,32 @@ def test_the_completions_api_is_asked_as_it_wants_to_be(run, puppet):
     assert asked.headers["authorization"] == f"Bearer {KEY}"
 
 
+@pytest.mark.parametrize("model", BOTH)
+def test_what_calls_itself_a_stream_is_capped_like_any_answer(run, model):
+    answer = ask(run, "flood", model)
+
+    assert (answer.ok, answer.kind) == (False, "transport")
+    assert "more than 17 MiB" in answer.error
+
+
+@pytest.mark.parametrize("length", [480, 490, 980, 990, 3990])
+@pytest.mark.parametrize("model", BOTH)
+def test_no_piece_of_the_key_is_left_where_an_error_is_cut(run, model, length):
+    answer = ask(run, f"long {length}", model)
+
+    assert not answer.ok
+    assert len(answer.error) <= 1000
+    assert not any(KEY[:size] in answer.error for size in (4, 8, len(KEY)))
+
+
+@pytest.mark.parametrize("model", BOTH)
+def test_a_key_in_the_name_of_the_model_that_answered_is_replaced(run, puppet, model):
+    puppet.model = f"model of {KEY}"
+    (usage,) = ask(run, "say hello", model).usage
+
+    assert "model of [secret:known]" == usage.model
+
+
 def test_openai_itself_is_given_the_newer_name_of_the_limit():
     from sage_sandbox.broker.models import _OpenAI
 

@@ -81,7 +81,7 @@ def test_an_entry_of_that_name_is_not_clobbered(project, capsys):
 
     assert main(["init", "--yes"]) == ExitCode.DONE
     assert mine == (project / ".mcp.json").read_text()
-    assert "✓ .mcp.json: kept as it is" in capsys.readouterr().out
+    assert "⚠ .mcp.json: kept as it is" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("keys", "agreed"), [(b"y\n", True), (b"yes\n", True), (b"n\n", False), (b"\n", False)])

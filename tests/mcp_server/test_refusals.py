@@ -77,6 +77,35 @@ def test_a_feature_is_a_name_and_no_path(project, feature):
     project.talk_here(story)
 
 
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        ("execute", {"template": "hello", "params": {"whom": "x"}}),
+        ("resume", {"frm": "a"}),
+        ("status", {"waitS": 5}),
+        ("cancel", {"save": False}),
+    ],
+)
+def test_an_argument_that_a_tool_does_not_have_is_refused_and_nothing_is_done(project, tool, arguments):
+    async def story(client):
+        text = await refused(client, tool, feature="one", **arguments)
+        assert "Extra inputs are not permitted" in text
+        assert [] == (await ask(client, "list"))["workflows"]
+
+    project.talk_here(story)
+
+
+def test_a_parameter_that_is_missing_is_for_the_user_to_set(project):
+    project.write("greet", ONE, parameters={"whom": {"type": "string"}})
+
+    async def story(client):
+        text = await refused(client, "execute", feature="one", template="greet")
+        assert "parameter 'whom' is required" in text
+        assert "in a terminal: sage-sandbox run greet one --param" in text
+
+    project.talk_here(story)
+
+
 def test_allow_narrows_what_the_user_allowed_and_never_widens_it(project):
     (project.path / "src").mkdir()
     reads = {**ONE, "operations": {**ONE["operations"], "policy": {"read": ["src"]}}}
