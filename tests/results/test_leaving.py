@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from sage_sandbox.events import Weight
 from sage_sandbox.outcome import Attempt, Outcome, Violation, rejected
 from sage_sandbox.results.leaving import STREAM_SHOWN, hand_back, weigh
@@ -75,6 +77,10 @@ def test_what_a_command_printed_is_its_result_and_not_handed_back_twice() -> Non
 
 
 class TestWeight:
+    @pytest.fixture(autouse=True)
+    def _without_a_counter(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("sage_sandbox.results.tokens._counter", lambda: None)
+
     def test_of_what_is_small_it_is_the_same_on_both_sides(self) -> None:
         weight = weigh([(fulfilled({"files": 12}), None), (rejected("error", "no"), None)])
 
