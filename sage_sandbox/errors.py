@@ -76,8 +76,6 @@ class SageError(Exception):
         super().__init__(message, hint)
         self.message = message
         self.hint = hint
-        if hint:
-            self.add_note(f"hint: {hint}")  # whoever calls us as a library sees no more of it than a traceback
 
     def __str__(self) -> str:
         return self.message

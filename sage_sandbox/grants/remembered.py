@@ -9,21 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Self, TypeVar
+from typing import Any, ClassVar, Final, Generic, Self, TypeVar
 
 from sage_sandbox.disk.files import Folder, Untrusted
 from sage_sandbox.disk.locking import acquire
 from sage_sandbox.disk.places import user_config
 from sage_sandbox.errors import Locked, NotGranted, StateUnwritable, UsageError
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
 FORMAT: Final = 1
 SIZE_MAX: Final = 4 << 20
 LOCK_WAIT_S: Final = 10.0
 
-R = TypeVar("R", bound="DataclassInstance")
+R = TypeVar("R")
+"""A dataclass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +95,8 @@ class Remembered(Generic[R]):
         return f"{self.kind.name}.json"
 
     def _save(self, folder: Folder, records: Sequence[R]) -> None:
-        content = {"version": FORMAT, self.kind.member: [asdict(record) for record in records]}
+        plain = [asdict(record) for record in records]  # type: ignore[call-overload]  # R is a dataclass
+        content = {"version": FORMAT, self.kind.member: plain}
         data = json.dumps(content, indent=1).encode()
         if len(data) > SIZE_MAX:
             raise OSError(errno.EFBIG, "too much is remembered already")

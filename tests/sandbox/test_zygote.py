@@ -23,7 +23,7 @@ from sandbox.standin import CALL
 
 import sage_sandbox
 from sage_sandbox.errors import SandboxUnavailable
-from sage_sandbox.policy import Policy
+from sage_sandbox.policy import Limits, Policy
 from sage_sandbox.sandbox import nursery
 from sage_sandbox.sandbox.inside import child, entry, namespaces, wire, zygote
 from sage_sandbox.sandbox.inside import syscalls as sc
@@ -104,12 +104,17 @@ def test_the_packages_above_the_zygote_do_no_work(package):
 # Over a whole life, forked so that it is measured.
 
 
+ROOMY = Limits(memory=8 << 30)
+"""For forks of this process: where memory is sampled, all that the tests hold counts."""
+
+
 def call(supervisor, code="def run(): return 1", **more):
     return supervisor.run(Job("python", code=code, project=supervisor.project, **more))
 
 
 def test_operations_run_one_after_the_other_and_the_zygote_ends_with_its_supervisor(forked_zygotes, supervisor):
-    first, second = call(supervisor), call(supervisor, "def run():\n    raise ValueError('no')\n")
+    first = call(supervisor, limits=ROOMY)
+    second = call(supervisor, "def run():\n    raise ValueError('no')\n", limits=ROOMY)
     supervisor.close()
 
     assert (True, "ValueError: no (<operation>, line 2)") == (first.ok, second.error)
@@ -117,8 +122,9 @@ def test_operations_run_one_after_the_other_and_the_zygote_ends_with_its_supervi
 
 
 def test_operations_with_grants_and_commands_run_too(forked_zygotes, supervisor):
-    read = call(supervisor, "def run(): return open('notes.txt').read()", policy=Policy(read=(supervisor.project,)))
-    command = supervisor.run(Job("command", argv=("echo", "said"), project=supervisor.project))
+    code, policy = "def run(): return open('notes.txt').read()", Policy(read=(supervisor.project,))
+    read = call(supervisor, code, policy=policy, limits=ROOMY)
+    command = supervisor.run(Job("command", argv=("echo", "said"), project=supervisor.project, limits=ROOMY))
 
     assert "of the project" == read.value()
     assert "said\n" == command.value()
