@@ -266,10 +266,10 @@ def test_an_address_of_a_family_that_is_not_there_is_passed_over(make_session, t
     admitted = session.admit(Target("localhost", port))._replace(addresses=["::1", "127.0.0.1"])
     plain_socket = socket.socket
 
-    def make(family, kind):
+    def make(family=-1, *args, **kwargs):  # the host's thread makes sockets meanwhile, too
         if family == socket.AF_INET6:
             raise OSError(97, "Address family not supported by protocol")
-        return plain_socket(family, kind)
+        return plain_socket(family, *args, **kwargs)
 
     with monkeypatch.context() as patched:
         patched.setattr(socket, "socket", make)
