@@ -149,7 +149,7 @@ def test_an_abstract_socket_of_another_operation_is_not_reached(bench: Bench, vi
     assert Refused("ECONNREFUSED") == bench.inside(connect, {"name": "sage-neighbour"})
 
 
-@pytest.mark.parametrize("path", ["/tmp/left", "/sandbox/work/left", "/tmp/socket"])
+@pytest.mark.parametrize("path", ["/tmp/left", "/sandbox/box/left", "/tmp/socket"])
 def test_the_work_folder_of_another_operation_is_not_there(bench: Bench, victim: Running, path: str) -> None:
     look = "def act(path):\n    return os.path.exists(path)"
 

@@ -26,7 +26,7 @@ NO_RESULT = "the operation wrote to its result channel what is no result"
 
 RAW = """
 import array, json, os, socket, struct, threading, time
-PATH = "/sandbox/work/.sage-tools"
+PATH = "/sandbox/box/.sage-tools"
 def connect():
     made = socket.socket(socket.AF_UNIX)
     made.connect(PATH)
@@ -246,7 +246,7 @@ def test_a_descriptor_sent_over_the_result_channel_is_not_taken(policy: Policy, 
     """Not even one that listens, under the very word that our own code sends one with."""
     body = (
         "other = socket.socket(socket.AF_UNIX)\n"
-        "other.bind('/sandbox/work/other')\n"
+        "other.bind('/sandbox/box/other')\n"
         "other.listen()\n"
         "result = socket.socket(fileno=3)\n"
         "socket.send_fds(result, [frame(b'T', b'')], [other.fileno()] * 50)\n"
@@ -366,8 +366,8 @@ def test_what_a_command_writes_to_the_channel_is_no_more_than_an_operation_does(
 
 def test_the_socket_of_one_operation_is_not_that_of_the_next(office: Office) -> None:
     """The path is the same, and what listens there is another's."""
-    first = office.run("os.mkdir('/sandbox/work/kept')\nreturn sorted(os.listdir('/sandbox/work'))")
-    second = office.run("return sorted(os.listdir('/sandbox/work'))")
+    first = office.run("os.mkdir('/sandbox/box/kept')\nreturn sorted(os.listdir('/sandbox/box'))")
+    second = office.run("return sorted(os.listdir('/sandbox/box'))")
 
     assert ".sage-tools" in first.value()
     assert "kept" in first.value()

@@ -25,7 +25,7 @@ def project(tmp_path: Path) -> Path:
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     folder = (tmp_path / "user").resolve()
-    for name in (".ssh", ".config/sage-sandbox", "work/data"):
+    for name in (".ssh", ".config/sage-sandbox", "plans/data"):
         (folder / name).mkdir(parents=True)
     (folder / ".netrc").write_text("x")
     return folder

@@ -36,7 +36,7 @@ def test_beneath_compares_whole_names(expected: bool, path: str, folder: str) ->
         (True, "/h/.ssh"),
         (True, "/h/.ssh/id"),
         (True, "/h/.netrc"),
-        (False, "/h/work/.venv"),
+        (False, "/h/plans/.venv"),
         (False, "/h"),
         (False, "/x"),
     ],

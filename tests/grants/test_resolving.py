@@ -39,7 +39,7 @@ class TestPaths:
         assert str(project / expected) == resolve_path(text, str(project))
 
     def test_an_absolute_path_may_lie_anywhere(self, project: Path, home: Path) -> None:
-        assert str(home / "work") == resolve_path(f"{home}/work/", str(project))
+        assert str(home / "plans") == resolve_path(f"{home}/plans/", str(project))
 
     def test_a_link_inside_the_project_means_its_target(self, project: Path) -> None:
         (project / "link").symlink_to("src")
@@ -47,12 +47,12 @@ class TestPaths:
         assert str(project / "src") == resolve_path("link", str(project))
 
     def test_a_link_that_leaves_the_project_is_refused_with_its_target(self, project: Path, home: Path) -> None:
-        (project / "link").symlink_to(home / "work")
+        (project / "link").symlink_to(home / "plans")
 
-        with pytest.raises(UsageError, match=rf"leads out of the project, to {home}/work$") as caught:
+        with pytest.raises(UsageError, match=rf"leads out of the project, to {home}/plans$") as caught:
             resolve_path("link/data/..", str(project))
 
-        assert f"if that is meant, write {home}/work" == caught.value.hint
+        assert f"if that is meant, write {home}/plans" == caught.value.hint
 
     def test_dots_that_leave_the_project_are_refused(self, project: Path, home: Path) -> None:
         with pytest.raises(UsageError, match="leads out of the project"):
@@ -127,7 +127,7 @@ class TestReading:
         assert (Grant("read", path, forced=True),) == _allow(places, f"read!:{path}").grants
 
     def test_other_folders_of_home_do_not(self, places: Places, home: Path) -> None:
-        assert (Grant("read", f"{home}/work"),) == _allow(places, f"read:{home}/work").grants
+        assert (Grant("read", f"{home}/plans"),) == _allow(places, f"read:{home}/plans").grants
 
     def test_our_own_files_take_an_exclamation_mark_wherever_they_lie(self, places: Places, tmp_path: Path) -> None:
         assert "holds" in str(_refusal(places, f"read:{tmp_path.resolve()}/conf"))
@@ -143,11 +143,11 @@ class TestReading:
         assert (Grant("read", str(project / ".env")),) == _allow(places, "read:.env").grants
 
     def test_a_tilde_that_the_user_typed_is_home(self, places: Places, home: Path) -> None:
-        assert (Grant("read", f"{home}/work"),) == _allow(places, "read:~/work").grants
+        assert (Grant("read", f"{home}/plans"),) == _allow(places, "read:~/plans").grants
         assert (Grant("read", str(home), forced=True),) == _allow(places, "read!:~").grants
 
     def test_a_tilde_without_a_home_is_said(self, places: Places) -> None:
-        assert "no home folder is known" in str(_refusal(replace(places, homes=()), "read:~/work"))
+        assert "no home folder is known" in str(_refusal(replace(places, homes=()), "read:~/plans"))
 
 
 class TestWriting:
@@ -170,7 +170,7 @@ class TestWriting:
         assert "never granted for writing" in str(_refusal(places, f"{kind}:{(home / name).resolve()}"))
 
     def test_a_folder_in_home_may_be_granted(self, places: Places, home: Path) -> None:
-        assert (Grant("write", f"{home}/work"),) == _allow(places, f"write:{home}/work").grants
+        assert (Grant("write", f"{home}/plans"),) == _allow(places, f"write:{home}/plans").grants
 
     def test_a_folder_that_programs_come_from_is_never_granted(self, places: Places, tmp_path: Path) -> None:
         tools = tmp_path.resolve() / "tools"

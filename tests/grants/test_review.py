@@ -249,7 +249,7 @@ class TestPolicyWithoutTemplate:
 
 NAMES = st.sampled_from(
     [".", "src", "src/a.py", "src/deep", "./src", "docs", ".env", ".git", ".git/config", "server.key", "conftest.py",
-     "~", "nothing", "..", "/", "/etc", "/proc", "HOME", "HOME/.ssh", "HOME/work"]
+     "~", "nothing", "..", "/", "/etc", "/proc", "HOME", "HOME/.ssh", "HOME/plans"]
 )  # fmt: skip
 POLICIES = st.builds(
     Policy,

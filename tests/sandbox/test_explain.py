@@ -69,7 +69,7 @@ def test_a_path_that_climbs_is_named_by_where_it_leads(world):
         "/nowhere/at/all",
         "/proc/1/environ",
         "/dev/sda",
-        "/sandbox/work/x",
+        "/sandbox/box/x",
         "/packages/x",
         "/usr/bin/env",
         "x\0y",

@@ -16,7 +16,7 @@ from sage_sandbox.sandbox.inside.landlock import ALL_FILES, CONNECT_TCP, IOCTL_D
 @pytest.fixture
 def root(tmp_path):
     """A tree with the places that a ruleset names."""
-    for folder in ("sandbox/work", "dev", "granted", "outside"):
+    for folder in ("sandbox/box", "dev", "granted", "outside"):
         (tmp_path / folder).mkdir(parents=True)
     for file in ("dev/null", "granted.txt", "outside/file"):
         (tmp_path / file).write_text("there")
@@ -124,7 +124,7 @@ def test_what_is_in_no_rule_is_refused_by_the_kernel(root, in_child):
             "read": attempt("outside/file", os.O_RDONLY),
             "write": attempt("outside/file", os.O_WRONLY),
             "make": attempt("outside/new", os.O_WRONLY | os.O_CREAT),
-            "box": attempt("sandbox/work/new", os.O_WRONLY | os.O_CREAT),
+            "box": attempt("sandbox/box/new", os.O_WRONLY | os.O_CREAT),
             "granted": attempt("granted/new", os.O_WRONLY | os.O_CREAT),
             "granted file": attempt("granted.txt", os.O_WRONLY),
             "device": attempt("dev/null", os.O_WRONLY),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SOCKET = "/sandbox/work/.sage-tools"
+SOCKET = "/sandbox/box/.sage-tools"
 ARGUMENTS_MAX = 1 << 20
 """Bytes of the arguments of one call, as JSON."""
 

@@ -61,7 +61,7 @@ LAYERS_MAX = 64
 # An operation's own, never the host's.
 TMP = "/tmp"  # noqa: S108
 SHARED_MEMORY = "/dev/shm"  # noqa: S108
-BOX = "/sandbox/work"
+BOX = "/sandbox/box"
 """Where ``box`` appears inside. Its parent is the zygote's: a Landlock rule there covers what is mounted below."""
 PROGRAMS = "/sandbox/bin"
 """Programs of ours, which operations find on their PATH."""
