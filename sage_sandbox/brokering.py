@@ -11,7 +11,6 @@ import secrets
 import subprocess
 import threading
 import time
-import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from sage_sandbox.broker.sockets import bind, connect, socket_name
 from sage_sandbox.disk.files import Folder, Untrusted
 from sage_sandbox.disk.locking import acquire
 from sage_sandbox.disk.places import open_runtime, user_config
+from sage_sandbox.disk.settings import user_settings
 from sage_sandbox.errors import SageError, UsageError
 from sage_sandbox.escaping import clip
 from sage_sandbox.events import Notice
@@ -36,7 +36,6 @@ START_S: Final = 30.0
 """How long a broker may take to answer its first registration."""
 LOCK_WAIT_S: Final = 30.0
 RESTARTS_MAX: Final = 1
-CONFIG_MAX: Final = 1 << 20
 LOOK_S: Final = 120.0
 """How long a server may take to start and to say what it offers."""
 _WIDTH: Final = 400
@@ -95,13 +94,7 @@ def needs_of(
 def shared_servers(environ: Mapping[str, str]) -> tuple[str, ...]:
     """``shared_servers`` in the user's ``config.toml``: whose sessions serve all runs. UsageError if it is no list."""
     config = user_config(environ)
-    try:
-        with Folder.open(config) as folder:
-            found = tomllib.loads(folder.read("config.toml", CONFIG_MAX).decode()).get("shared_servers", [])
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return ()
-    except ValueError as error:
-        raise UsageError(f"{config}/config.toml is not TOML: {error}") from error
+    found = user_settings(config).get("shared_servers", [])
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
         raise UsageError(f"{config}/config.toml: shared_servers is no list of names", 'write ["NAME"]')
     return tuple(found)

@@ -19,20 +19,16 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Final, Literal
 
-from sage_sandbox.disk.files import Folder
 from sage_sandbox.disk.places import user_config
+from sage_sandbox.disk.settings import CONFIG, user_settings
 from sage_sandbox.errors import UsageError
 from sage_sandbox.outcome import Usage
 from sage_sandbox.policy import is_model_name
 
-CONFIG: Final = "config.toml"
-CONFIG_MAX: Final = 1 << 20
 MILLION: Final = 1_000_000
 
 Api = Literal["anthropic", "openai"]
@@ -90,7 +86,7 @@ class Models:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
         self._path = f"{user_config(environ)}/{CONFIG}"
-        config = _read(user_config(environ), self._path)
+        config = user_settings(user_config(environ))
         self._sections = self._tables(config, "models")
         self._prices = self._tables(config, "prices")
 
@@ -170,13 +166,3 @@ _HINTS: Final = {
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value  # noqa: PLR0124 - NaN
-
-
-def _read(config: Path, path: str) -> Mapping[str, Any]:
-    try:
-        with Folder.open(config) as folder:
-            return tomllib.loads(folder.read(CONFIG, CONFIG_MAX).decode())
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return {}
-    except ValueError as error:
-        raise UsageError(f"{path} is not TOML: {error}") from error

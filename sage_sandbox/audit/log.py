@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import tomllib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -23,6 +22,7 @@ from sage_sandbox.disk.files import Folder, sage_folder, unwritable
 from sage_sandbox.disk.locking import acquire
 from sage_sandbox.disk.marks import Mark
 from sage_sandbox.disk.places import ProjectPlace, user_config
+from sage_sandbox.disk.settings import user_settings
 from sage_sandbox.errors import Locked, SageError, StateUnwritable, UsageError
 from sage_sandbox.policy import parse_duration
 
@@ -30,7 +30,6 @@ LOCK_WAIT_S: Final = 10.0
 RETENTION: Final = timedelta(days=30)
 PRUNE_EVERY: Final = timedelta(days=1)
 FALLBACK: Final = "audit-log"
-_CONFIG_MAX: Final = 1 << 20
 _ENDS: Final = ("stop", "cancel")
 
 Now = Callable[[], datetime]
@@ -270,14 +269,7 @@ def open_audit(
 
 def retention(config: Path) -> timedelta:
     """How long entries are kept: ``audit_retention`` in the user's ``config.toml``, else 30 days. UsageError."""
-    try:
-        with Folder.open(config) as folder:
-            found = tomllib.loads(folder.read("config.toml", _CONFIG_MAX).decode())
-    except FileNotFoundError:
-        return RETENTION
-    except ValueError as error:
-        raise UsageError(f"{config}/config.toml is not TOML: {error}") from error
-    text = found.get("audit_retention")
+    text = user_settings(config).get("audit_retention")
     if text is None:
         return RETENTION
     try:

@@ -85,10 +85,14 @@ def _show(changes: Sequence[Change], outcomes: dict[str, str], *, as_json: bool)
     if as_json:
         click.echo(json.dumps(_document(changes, outcomes), indent=2))
         return
+    from sage_sandbox.projectfiles.merging import MCP_JSON, SERVER
+
     # What starts when an agent opens this project is not ours to change, and not ours to call good.
-    suspect = {change.path for change in changes if change.standing == "kept" and change.path == ".mcp.json"}
+    suspect = {change.path for change in changes if change.standing == "kept" and change.path == MCP_JSON}
     for path, outcome in outcomes.items():
         click.echo(f"{'⚠' if outcome == _REFUSED or path in suspect else '✓'} {path}: {outcome}")
+    for path in suspect:
+        click.echo(f"hint: the entry {SERVER} of {path} is not ours: look at what it starts", err=True)
 
 
 def _outcome(change: Change, written: Sequence[Change]) -> str:

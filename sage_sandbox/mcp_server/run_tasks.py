@@ -117,7 +117,7 @@ class RunTasks:
             with anyio.move_on_after(END_S):
                 # A process that does not listen yet has no event to wait for.
                 while not await anyio.to_thread.run_sync(  # noqa: ASYNC110
-                    self._end, known.feature, abandon_on_cancel=True
+                    self._end, known, abandon_on_cancel=True
                 ):
                     await anyio.sleep(AGAIN_S)
         return True
@@ -136,15 +136,16 @@ class RunTasks:
         except NoSuchRun:
             return None
 
-    def _end(self, feature: str) -> bool:
-        """Ask a run to end. False if it does not listen yet: it has only just begun."""
-        try:
-            self._runs.cancel(feature, save=True)
-        except NotRunning:
-            with suppress(SageError, OSError):
-                return self._runs.standing(feature).status != "running"
-        except (SageError, OSError):
-            pass  # it cannot hear, or broke off: to have asked is all that is promised
+    def _end(self, known: Name) -> bool:
+        """Ask a run to end, if it is still that one. False if it does not listen yet: it has only just begun."""
+        with suppress(SageError, OSError):  # it cannot hear, or broke off: to have asked is all that is promised
+            standing = self._runs.standing(known.feature)
+            if (standing.run, len(standing.sessions), standing.status) != (known.run, known.session, "running"):
+                return True
+            try:
+                self._runs.cancel(known.feature, save=True)
+            except NotRunning:
+                return False
         return True
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 from sage_sandbox.errors import UsageError
 from sage_sandbox.escaping import escape
 
+MCP_JSON: Final = ".mcp.json"
 SERVER: Final = "sage-sandbox"
 ENTRY: Final = {"command": "sage-sandbox", "args": ["serve"]}
 SERVERS: Final = "mcpServers"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from sage_sandbox.projectfiles.merging import ENTRY, server_in, with_ignored, with_server
+from sage_sandbox.projectfiles.merging import ENTRY, MCP_JSON, server_in, with_ignored, with_server
 from sage_sandbox.workflow.model import schema
 
 STARTER: Final = Path(__file__).parent / "starter"
@@ -45,7 +45,7 @@ def wanted() -> tuple[Wanted, ...]:
         *(_started(f".sage/templates/{name}", name) for name in TEMPLATES),
         _ours(SCHEMA, json.dumps(schema(), indent=2).encode() + b"\n"),
         Wanted(".gitignore", with_ignored),
-        Wanted(".mcp.json", with_server, lambda data: server_in(data) != ENTRY),
+        Wanted(MCP_JSON, with_server, lambda data: server_in(data) != ENTRY),
         _ours(COMMAND, _text("command.md") + _text("workflow.md")),
         _ours(SKILL, _text("skill.md") + _text("workflow.md")),
     )

@@ -217,6 +217,21 @@ def test_cancel_of_a_run_that_does_not_hear_is_acknowledged(error, after):
     assert ["f"] == runs.cancelled
 
 
+def test_cancel_that_is_repeated_does_not_end_the_run_that_took_its_place():
+    other = replace(GOES_ON, run="f" * 32)
+
+    class Deaf(FakeRuns):
+        def cancel(self, feature, *, save):
+            self.cancelled.append(feature)
+            self.stands = other
+            raise NotRunning("it does not listen")
+
+    runs = Deaf()
+
+    assert anyio.run(tasks_of(runs).cancel, str(FIRST))
+    assert ["f"] == runs.cancelled
+
+
 def test_cancel_of_a_run_that_does_not_listen_yet_is_repeated():
     class Late(FakeRuns):
         def cancel(self, feature, *, save):
