@@ -96,14 +96,15 @@ def test_the_python_of_the_readme_compiles_and_uses_public_names():
         assert set(re.findall(r"\bsage\.(\w+)", block)) <= set(sage.__all__)
 
 
-def test_the_template_of_the_readme_is_valid(tmp_path):
-    block = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)
-    assert block is not None
-    (tmp_path / "t.yaml").write_text(block[1], encoding="utf-8")
-
+def test_the_templates_of_the_readme_are_valid(tmp_path):
     import sage_sandbox as sage
 
-    assert sage.load(tmp_path / "t.yaml").name == "line-count"
+    names = []
+    for block in re.findall(r"```yaml\n(name: .*?)```", README, re.DOTALL):
+        (tmp_path / "t.yaml").write_text(block, encoding="utf-8")
+        names.append(sage.load(tmp_path / "t.yaml").name)
+
+    assert {"tide-report", "line-count", "news"} <= set(names)
 
 
 @pytest.mark.parametrize(
