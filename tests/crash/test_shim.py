@@ -75,6 +75,7 @@ children = [os.fork() for _ in range(2)]
 threads = [threading.Thread(target=write, args=(f"{os.getpid()}.{number}",)) for number in range(3)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
+for child in filter(None, children): os.waitpid(child, 0)  # what outlives the first process is ended by the keeper
 """)
 
     assert 4 * 3 * 51 == result.count
