@@ -22,6 +22,7 @@ from sage_sandbox.errors import SageError
 if TYPE_CHECKING:
     from crash import powercut
     from crash.shim import Tools
+    from crash.warm import Warm
 
 T = TypeVar("T")
 WORKERS = 2
@@ -50,17 +51,19 @@ class Bench:
     settle: Callable[[], None] = lambda: None
 
     @classmethod
-    def at(cls, tools: Tools, folder: Path, *, top: Path | None = None, parallel: int = 1) -> Bench:
+    def at(
+        cls, tools: Tools, folder: Path, *, top: Path | None = None, parallel: int = 1, warm: Warm | None = None
+    ) -> Bench:
         """One below ``folder``, or with what may be lost at ``top``."""
         for name in ("harness", "shelf"):
             (folder / name).mkdir(parents=True)
         site = Site(top or folder / "top", folder / "elsewhere", parallel)
-        return cls(site, Harness(tools, folder / "harness", site.watched), folder / "shelf")
+        return cls(site, Harness(tools, folder / "harness", site.watched, warm=warm), folder / "shelf")
 
     @classmethod
-    def on(cls, tools: Tools, folder: Path, disk: powercut.Disk) -> Bench:
+    def on(cls, tools: Tools, folder: Path, disk: powercut.Disk, warm: Warm) -> Bench:
         """One whose power can be cut."""
-        bench = cls.at(tools, folder, top=disk.mount)
+        bench = cls.at(tools, folder, top=disk.mount, warm=warm)
         harness = replace(bench.harness, mount=disk.mount)
 
         def recover() -> None:

@@ -10,7 +10,7 @@ import select
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from crash.shim import Tools
+    from crash.warm import Warm
 
 Scope = Literal["tree", "process"]
 WRITES = frozenset({"write", "pwrite", "writev", "sendfile", "copy_file_range", "splice"})
@@ -112,12 +113,13 @@ class TookTooLong(AssertionError):
 class Running:
     """A command under its keeper: ``ended()`` waits for its own process, ``result()`` for all that it started."""
 
-    keeper: subprocess.Popen[bytes]
     folder: Path
     control: mmap.mmap
     report: int
     leash: int
     until: float
+    keeper: subprocess.Popen[bytes] | None
+    """None: somebody else's child."""
     _unread: bytes = b""
     _words: dict[str, int] = field(default_factory=dict)
 
@@ -136,7 +138,10 @@ class Running:
     def close(self) -> None:
         """Kill what is left, if anything is."""
         os.close(self.leash)
-        self.keeper.wait()
+        while os.read(self.report, 4096):  # the keeper is the last who has its other end
+            pass
+        if self.keeper is not None:
+            self.keeper.wait()
         os.close(self.report)
         self.control.close()
 
@@ -163,6 +168,8 @@ class Harness:
     watched: tuple[Path, ...]
     mount: Path | None = None
     """Where a ``cut`` plan cuts the power."""
+    warm: Warm | None = None
+    """What forks for a command, instead of starting it; None: every command is started."""
 
     def run(self, command: Command, plan: Plan = Plan(), **how: Any) -> Result:
         """Run a command to its end, whichever end the plan has in store."""
@@ -189,11 +196,27 @@ class Harness:
             if trace:
                 (folder / "trace").touch()
                 env["CRASH_TRACE"] = str(folder / "trace")
-            running = _start(self.tools, folder, command, env, timer, linger_s, time.monotonic() + timeout_s)
+            start = self.warm.start if self.warm else self._start
+            running = _running(start, folder, command, env, timer, linger_s, time.monotonic() + timeout_s)
             try:
                 yield running
             finally:
                 running.close()
+
+    def _start(
+        self, command: Command, env: Mapping[str, str], kept: Sequence[str], fds: tuple[int, int, int, int]
+    ) -> subprocess.Popen[bytes]:
+        """Start a command under a keeper told ``kept``; ``fds``: its stdout, its stderr, the keeper's two."""
+        stdout, stderr, *own = fds
+        return subprocess.Popen(
+            [self.tools.keeper, *map(str, own), *kept, *command.argv],
+            cwd=command.cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=own,
+        )
 
     def _environment(self, folder: Path, plan: Plan, scope: Scope) -> dict[str, str]:
         return {
@@ -207,8 +230,10 @@ class Harness:
         }
 
 
-def _start(
-    tools: Tools,
+def _running(
+    start: Callable[
+        [Command, Mapping[str, str], Sequence[str], tuple[int, int, int, int]], subprocess.Popen[bytes] | None
+    ],
     folder: Path,
     command: Command,
     env: Mapping[str, str],
@@ -219,22 +244,14 @@ def _start(
     report, report_end = os.pipe2(os.O_CLOEXEC)
     leash_end, leash = os.pipe2(os.O_CLOEXEC)
     kill = (timer.scope, str(int(timer.after_s * 1e6))) if timer else ("none", "0")
-    argv = [tools.keeper, str(report_end), str(leash_end), *kill, str(int(linger_s * 1000)), *command.argv]
+    kept = (*kill, str(int(linger_s * 1000)))
     with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
-        keeper = subprocess.Popen(
-            argv,
-            cwd=command.cwd,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-            pass_fds=(report_end, leash_end),
-        )
+        keeper = start(command, env, kept, (stdout.fileno(), stderr.fileno(), report_end, leash_end))
     os.close(report_end)
     os.close(leash_end)
     with (folder / "control").open("r+b") as file:
         control = mmap.mmap(file.fileno(), _CONTROL_BYTES)
-    return Running(keeper, folder, control, report, leash, until)
+    return Running(folder, control, report, leash, until, keeper)
 
 
 def plans_for(calls: Sequence[Call], verbs: Sequence[str]) -> Iterator[Plan]:

@@ -1,10 +1,12 @@
 /* Runs a command and sees to it that nothing of it is left.
  *
  *   keeper REPORT LEASH KILL AFTER_US LINGER_MS COMMAND [ARGUMENT...]
+ *   keeper REPORT LEASH KILL AFTER_US LINGER_MS @PID
  *
  * REPORT     descriptor of a pipe: "main STATUS" as soon as the command's own process has ended (wait(2)'s status), then
  *            "left N": how many processes it had left behind that did not end by themselves within LINGER_MS
  * LEASH      descriptor of a pipe whose other end the harness holds: when that is closed, everything is killed
+ * @PID       the command is a child already: whoever became this keeper has forked it (warm.py)
  * KILL       after AFTER_US microseconds: "process" kills the command's own process, "tree" all of it, "none" nothing
  *
  * Orphans come to the keeper (PR_SET_CHILD_SUBREAPER), whatever sessions and groups they made, so it knows them all.
@@ -125,7 +127,7 @@ int main(int count, char **arguments) {
     sigprocmask(SIG_BLOCK, &ends, NULL);
     int ended = signalfd(-1, &ends, SFD_NONBLOCK | SFD_CLOEXEC);
 
-    pid_t main_process = fork();
+    pid_t main_process = arguments[6][0] == '@' ? atoi(arguments[6] + 1) : fork();
     if (main_process == 0)
         start(arguments + 6);
     long long deadline = now_us() + after;

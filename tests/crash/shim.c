@@ -682,7 +682,8 @@ static void read_plan(const char *text) {
     plan.when = (enum when)index_of(when, moments, 5, ONCE);
 }
 
-__attribute__((constructor)) static void start(void) {
+/* When it is loaded; and in a process that was forked, not started, once its environment is its own (warm.py). */
+EXPORT __attribute__((constructor)) void crash_start(void) {
     const char *shared = getenv("CRASH_CONTROL"), *scope = getenv("CRASH_SCOPE"), *first = getenv("CRASH_MAIN");
     watched = getenv("CRASH_PATHS");
     if (!shared || !watched)

@@ -1,6 +1,6 @@
 """A run and a resume, crashed: at every call that changes a file, in every way, with and without power.
 
-By default a sample of every sort of call and of crash; all of them in ``tox -e crash``.
+By default a sample of every sort of call and of crash; all of them in ``tox -e crash``, many kills in ``tox -e stress``.
 """
 
 from __future__ import annotations
@@ -8,13 +8,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from commands import cli_argv
 from crash import order, powercut
 from crash.campaign import WORKERS, Base, Bench, Trial, a_sample, every_trial, sort_of, spread, tried
 from crash.harness import Call, Plan
+from crash.warm import Warm
 from crash.workload import NEEDS
 
 from sage_sandbox.errors import SandboxUnavailable
@@ -47,15 +50,28 @@ def _sandbox(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def benches(tools, tmp_path_factory):
+def warm(tools):
+    """What forks for a run, instead of starting it."""
+    with closing(Warm.up(tools, cli_argv())) as warm:
+        yield warm
+
+
+@pytest.fixture(scope="module")
+def benches(tools, warm, tmp_path_factory):
     """What trials are made on."""
-    return [Bench.at(tools, tmp_path_factory.mktemp("bench")) for _ in range(WORKERS)]
+    return [Bench.at(tools, tmp_path_factory.mktemp("bench"), warm=warm) for _ in range(WORKERS)]
 
 
 @pytest.fixture(scope="module")
 def calls(benches):
     """What a run does when nothing comes between."""
     return benches[0].calls()
+
+
+def test_a_run_that_is_forked_makes_every_sort_of_call_of_one_that_is_started(tools, tmp_path, calls):
+    started = Bench.at(tools, tmp_path).calls()
+
+    assert {sort_of(call) for call in started} == {sort_of(call) for call in calls}
 
 
 # -- the order of calls ---------------------------------------------------------------------------------------------
@@ -156,11 +172,12 @@ def power_cuts(tools: Tools, folder: Path, kind: str, choose: Callable[..., list
     """Cut the power of a file system that a run works on; what was wrong, by trial."""
 
     def act(disk: powercut.Disk) -> dict[str, list[str]]:
-        bench = Bench.on(tools, folder / "bench", disk)
-        calls = [call for call in bench.calls() if Path(call.path).is_relative_to(disk.mount)]
-        # Not `tried`, which takes threads of its own: the disk is mounted for this one alone.
-        found = ((trial, bench.problems_after(trial.plan)) for trial in choose(calls, ("cut",)))
-        return {str(trial): problems for trial, problems in found if problems}
+        # Neither `warm` nor `tried`, which takes threads of its own: the disk is mounted for this thread alone.
+        with closing(Warm.up(tools, cli_argv())) as warm:
+            bench = Bench.on(tools, folder / "bench", disk, warm)
+            calls = [call for call in bench.calls() if Path(call.path).is_relative_to(disk.mount)]
+            found = ((trial, bench.problems_after(trial.plan)) for trial in choose(calls, ("cut",)))
+            return {str(trial): problems for trial, problems in found if problems}
 
     return powercut.with_disk(kind, folder, act)
 
@@ -197,12 +214,12 @@ def test_a_run_survives_every_power_cut(tools, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def wide_benches(tools, tmp_path_factory):
+def wide_benches(tools, warm, tmp_path_factory):
     """As `benches`, with runs of two operations at once."""
-    return [Bench.at(tools, tmp_path_factory.mktemp("bench"), parallel=2) for _ in range(WORKERS)]
+    return [Bench.at(tools, tmp_path_factory.mktemp("bench"), parallel=2, warm=warm) for _ in range(WORKERS)]
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(500, marks=[every_one, a_long_time])])
+@pytest.mark.parametrize("kills", [6, pytest.param(500, marks=[pytest.mark.stress, a_long_time])])
 def test_nothing_is_lost_to_kills_at_random(wide_benches, kills):
     longest_s = 1.2 * wide_benches[0].duration_s()
 
