@@ -1,6 +1,6 @@
 """A run and a resume, crashed: at every call that changes a file, in every way, with and without power.
 
-By default a sample of every sort of call and of crash. All of them: ``tox -e crash``. Many more kills: ``tox -e stress``.
+By default a sample of every sort of call and of crash. All of them: ``tox -e crash``. More kills: ``tox -e stress``.
 """
 
 from __future__ import annotations
