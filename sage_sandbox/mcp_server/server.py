@@ -10,6 +10,7 @@ from typing import Any, Final
 from mcp.server.mcpserver import MCPServer
 
 import sage_sandbox
+from sage_sandbox.mcp_server.arguments import Arguments
 from sage_sandbox.mcp_server.cancelling import Cancellations
 from sage_sandbox.mcp_server.following import Follower
 from sage_sandbox.mcp_server.prompts import add_prompts
@@ -37,17 +38,18 @@ def make_server(
     """
     runs = Runs(project, environ)
     extension = TasksExtension(tasks(RunTasks(runs, partial(run_answer, runs))))
-    cancellations = Cancellations()
+    cancellations, arguments = Cancellations(), Arguments()
     server = MCPServer[dict[str, Any]](
         "sage-sandbox",
         title="sage-sandbox",
         instructions=INSTRUCTIONS,
         version=sage_sandbox.__version__,
         extensions=[extension],
-        middleware=[cancellations, extension.check_listening],
+        middleware=[cancellations, arguments, extension.check_listening],
         log_level="WARNING",
     )
     add_tools(server, runs, Follower(runs, cancellations))
+    arguments.guard(server)
     add_resources(server, runs)
     add_prompts(server, runs)
     return server

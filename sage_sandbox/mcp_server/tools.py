@@ -34,16 +34,6 @@ def add_tools(server: MCPServer[Any], runs: Runs, follower: Follower) -> None:
     _add_starting(server, runs, follower)
     _add_reading(server, runs, follower)
     _add_ending(server, runs)
-    _refuse_unknown_arguments(server)
-
-
-def _refuse_unknown_arguments(server: MCPServer[Any]) -> None:
-    """Have an argument that no tool has refused: passed over, it would look as if it had been heeded."""
-    for tool in server._tool_manager.list_tools():  # noqa: SLF001 - the SDK passes over what it does not know
-        model = tool.fn_metadata.arg_model
-        model.model_config["extra"] = "forbid"
-        model.model_rebuild(force=True)
-        tool.parameters["additionalProperties"] = False
 
 
 def _add_starting(server: MCPServer[Any], runs: Runs, follower: Follower) -> None:

@@ -20,7 +20,7 @@ _PATTERNS: Final = {
     model.TOOL_PATTERN: "must be server/tool, or server/* for all tools of a server",
     model.PACKAGE_PATTERN: "must be the name of a distribution, such as numpy",
 }
-_EXPECTED: Final = {
+EXPECTED: Final = {
     "string_type": "text",
     "list_type": "a list",
     "tuple_type": "a list",
@@ -30,6 +30,7 @@ _EXPECTED: Final = {
     "float_type": "a number",
     "bool_type": "true or false",
 }
+"""What should have been there, by the kind of pydantic's error."""
 
 
 def _names(kind: type[BaseModel]) -> tuple[str, ...]:
@@ -64,8 +65,8 @@ def _path(loc: tuple[str | int, ...]) -> FieldPath:
 
 def _message(error: _Error, checked: type[BaseModel]) -> str:
     kind, given = error["type"], error["input"]
-    if kind in _EXPECTED:
-        return f"must be {_EXPECTED[kind]}, not {name_of(given)}{_advice(kind, given)}"
+    if kind in EXPECTED:
+        return f"must be {EXPECTED[kind]}, not {name_of(given)}{_advice(kind, given)}"
     word = _WORDS.get(kind)
     if word:
         return word(error)

@@ -89,8 +89,40 @@ def test_a_feature_is_a_name_and_no_path(project, feature):
 def test_an_argument_that_a_tool_does_not_have_is_refused_and_nothing_is_done(project, tool, arguments):
     async def story(client):
         text = await refused(client, tool, feature="one", **arguments)
-        assert "Extra inputs are not permitted" in text
+        assert text.startswith(f"WORKFLOW_VALIDATION_ERROR: {next(name for name in arguments if name != 'template')}: ")
+        assert text.endswith(f"hint: tools/list says what sage_workflow_{tool} takes")
         assert [] == (await ask(client, "list"))["workflows"]
+
+    project.talk_here(story)
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "said"),
+    [
+        ("execute", {}, "feature: is missing"),
+        ("status", {"feature": 3}, "feature: must be text, not the number 3"),
+        ("status", {"feature": "a", "wait_s": "soon"}, "wait_s: must be a number, not text"),
+        ("status", {"feature": "a", "wait_s": -1}, "wait_s: must be greater than or equal to 0"),
+        ("status", {"feature": "a", "wait": 1}, "wait: unknown here, did you mean 'wait_s'?"),
+        ("validate", {"template": 3}, "template: must be text or a mapping, not the number 3"),
+        ("list", {"filter": "over"}, "filter: must be 'running', 'paused', 'completed', 'failed' or 'cancelled'"),
+        ("execute", {"feature": "a", "options": 3}, "options: must be a mapping, not the number 3"),
+        (
+            "execute",
+            {"feature": "a", "options": {"alow": ["x"], "allow": ["x", 1]}},
+            "options.allow.1: must be text, not the number 1; options.alow: unknown here, did you mean 'allow'?",
+        ),
+        (
+            "list",
+            {f"a{number}": 1 for number in range(12)},
+            "; ".join(f"a{number}: unknown here" for number in range(10)) + "; and 2 more",
+        ),
+    ],
+)
+def test_an_argument_that_does_not_fit_is_refused_in_our_words(project, tool, arguments, said):
+    async def story(client):
+        text = await refused(client, tool, **arguments)
+        assert f"WORKFLOW_VALIDATION_ERROR: {said}\nhint: tools/list says what sage_workflow_{tool} takes" == text
 
     project.talk_here(story)
 
