@@ -6,6 +6,7 @@ the same one before it ends, so that nobody registers with one that is about to 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import subprocess
@@ -14,16 +15,17 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Self
 
 from sage_sandbox.broker.booting import booted
 from sage_sandbox.broker.client import Connection, Hungup, Late, Line, specs_of
 from sage_sandbox.broker.runs import Keeping, Registration
-from sage_sandbox.broker.sockets import bind, connect, socket_name
 from sage_sandbox.disk.files import Folder, Untrusted
 from sage_sandbox.disk.locking import acquire
 from sage_sandbox.disk.places import open_runtime, user_config
 from sage_sandbox.disk.settings import user_settings
+from sage_sandbox.disk.sockets import bind, connect
 from sage_sandbox.errors import SageError, UsageError
 from sage_sandbox.escaping import clip
 from sage_sandbox.events import Notice
@@ -32,6 +34,7 @@ from sage_sandbox.providers import Provider
 from sage_sandbox.sandbox.calls import ToolSpec
 from sage_sandbox.toolservers.definition import Server
 
+PROTOCOL: Final = 1
 START_S: Final = 30.0
 """How long a broker may take to answer its first registration."""
 LOCK_WAIT_S: Final = 30.0
@@ -53,6 +56,12 @@ _PROXY_NAMES: Final = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_P
 Tell = Callable[[Notice], None]
 AskStale = Callable[[str, float, int], bool]
 """Whether answers that are so old (seconds) may stand in for a server; it ends once a descriptor becomes readable."""
+
+
+def socket_name(project: str) -> str:
+    """The name of a project's broker (``project`` is its real path): short, and another one for other code of ours."""
+    parts = (str(PROTOCOL), str(Path(__file__).resolve().parent), project)
+    return "broker-" + hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from sage_sandbox.control import NotAnswering, ask
+from sage_sandbox.control.asking import NotAnswering, ask
 from sage_sandbox.disk.files import Folder
 from sage_sandbox.disk.locking import is_held
 from sage_sandbox.disk.places import ProjectPlace, project_place

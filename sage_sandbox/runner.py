@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sage_sandbox.control import Server
+from sage_sandbox.control.server import Server
 from sage_sandbox.dispatch.base import Slots
 from sage_sandbox.dispatch.dispatcher import Dispatcher
 from sage_sandbox.dispatch.memory import MemoryGate, MemoryReader, read_memory

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from sage_sandbox.broker.client import BrokerClient
-from sage_sandbox.broker.sockets import bind
 from sage_sandbox.brokering import Needs, Tools, needs_of
+from sage_sandbox.disk.sockets import bind
 from sage_sandbox.events import Notice
 from sage_sandbox.sandbox.calls import Answer, Call
 from sage_sandbox.toolservers.definition import Server

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sage_sandbox import history
-from sage_sandbox.control import NotAnswering
+from sage_sandbox.control.asking import NotAnswering
 from sage_sandbox.disk.locking import Lock, acquire
 from sage_sandbox.disk.places import project_place
 from sage_sandbox.errors import NoSuchRun, StateCorrupted, WrongKey

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sage_sandbox.broker.frames import SIZES, BadFrame, pack, read_head, read_sizes
-from sage_sandbox.broker.sockets import connect
 from sage_sandbox.disk.files import Untrusted
+from sage_sandbox.disk.sockets import connect
 from sage_sandbox.outcome import Usage
 from sage_sandbox.sandbox.calls import Answer, Call, ToolSpec
 

@@ -22,7 +22,7 @@ from sage_sandbox.broker.frames import SIZES, BadFrame, pack, read_head, read_si
 from sage_sandbox.broker.prompting import Prompting, make_client
 from sage_sandbox.broker.runs import Registration, Run, Runs, read_registration
 from sage_sandbox.broker.services import Services, spoken
-from sage_sandbox.broker.sockets import is_ours
+from sage_sandbox.disk.sockets import peer_of
 from sage_sandbox.errors import BreakerOpen, SageError
 from sage_sandbox.escaping import clip
 from sage_sandbox.guards.breaker import Transition
@@ -112,7 +112,7 @@ class Broker:
     # -- visitors ------------------------------------------------------------------------------------------------
 
     def _visit(self, sock: socket.socket, registered: asyncio.Event | None = None) -> None:
-        if not is_ours(sock):
+        if not peer_of(sock).is_ours:
             sock.close()
             return
         visit = asyncio.create_task(self._serve_visitor(sock, registered))

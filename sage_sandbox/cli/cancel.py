@@ -11,7 +11,7 @@ import click
 from sage_sandbox.cli import options
 
 if TYPE_CHECKING:
-    from sage_sandbox.control import Cancelled
+    from sage_sandbox.control.asking import Cancelled
     from sage_sandbox.errors import SageError
 
 
@@ -43,7 +43,7 @@ def command(feature: str, *, no_save: bool, as_json: bool) -> int:
 
 def _cancel(feature: str, *, save: bool) -> Cancelled:
     from sage_sandbox.api import check_feature
-    from sage_sandbox.control import NotRunning, cancel
+    from sage_sandbox.control.asking import NotRunning, cancel
 
     check_feature(feature)
     try:
@@ -54,7 +54,7 @@ def _cancel(feature: str, *, save: bool) -> Cancelled:
 
 def _not_running(feature: str) -> SageError:
     """Why nobody was there to be asked. NoSuchRun, and what is wrong with its state, are raised."""
-    from sage_sandbox.control import NotRunning
+    from sage_sandbox.control.asking import NotRunning
     from sage_sandbox.history import History
 
     with History(Path.cwd()) as history:

@@ -11,7 +11,6 @@ import os
 import selectors
 import shutil
 import socket
-import struct
 import tempfile
 import time
 from collections import deque
@@ -23,6 +22,7 @@ from pathlib import Path
 from secrets import compare_digest, token_bytes
 from typing import Any, Final
 
+from sage_sandbox.disk.sockets import peer_of
 from sage_sandbox.dispatch.links import Link
 from sage_sandbox.dispatch.pace import SHORT_S, Pace
 from sage_sandbox.dispatch.reports import Lost, News, Returned, Withheld
@@ -39,7 +39,6 @@ GRACE_S: Final = 1.0
 LEAVE_S: Final = 0.8
 """How long workers have to clean up at the end."""
 _SOCKET_PATH_MAX: Final = 100
-_PEER: Final = struct.Struct("3i")
 
 MakePool = Callable[[Initializer, tuple[Any, ...]], Pool]
 
@@ -229,12 +228,11 @@ class Dispatcher:
         except BlockingIOError:
             return  # it has hung up again
         connection.settimeout(LEAVE_S)
-        uid = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[1]
         try:
             data = connection.recv(channel.HELLO_BYTES, socket.MSG_WAITALL)
         except OSError:
             data = b""
-        if uid != os.getuid() or len(data) < channel.HELLO_BYTES:
+        if not peer_of(connection).is_ours or len(data) < channel.HELLO_BYTES:
             connection.close()
             return
         greeting = channel.read_hello(data)

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 from mcp.server.mcpserver.exceptions import ToolError
 
-from sage_sandbox.control import NotAnswering, NotCancelled, NotRunning
+from sage_sandbox.control.asking import NotAnswering, NotCancelled, NotRunning
 from sage_sandbox.errors import (
     BreakerOpen,
     DefinitionError,

@@ -17,7 +17,7 @@ import anyio
 from mcp.shared.exceptions import MCPError
 from mcp_types import INTERNAL_ERROR, CallToolRequestParams, CallToolResult
 
-from sage_sandbox.control import NotRunning
+from sage_sandbox.control.asking import NotRunning
 from sage_sandbox.errors import NoSuchRun, SageError
 from sage_sandbox.events import RunStatus
 from sage_sandbox.history import Standing

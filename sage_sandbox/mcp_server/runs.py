@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sage_sandbox import api, control, detached, handing, handover, history
+from sage_sandbox import api, detached, handing, handover, history
 from sage_sandbox.api import How
+from sage_sandbox.control import asking
 from sage_sandbox.errors import UsageError
 from sage_sandbox.mcp_server.shapes import Options
 from sage_sandbox.policy import parse_grant
@@ -87,15 +88,15 @@ class Runs:
         """Whether it has ended, asked for as long as this at most."""
         return history.wait_for(self.project, feature, self.environ, timeout_s=timeout_s)
 
-    def cancel(self, feature: str, *, save: bool) -> control.Cancelled:
+    def cancel(self, feature: str, *, save: bool) -> asking.Cancelled:
         """End a run, and wait until it has ended. NoSuchRun, NotRunning, NotAnswering."""
         api.check_feature(feature)
         try:
-            return control.cancel(self.project, feature, save=save, environ=self.environ)
-        except control.NotRunning as error:
+            return asking.cancel(self.project, feature, save=save, environ=self.environ)
+        except asking.NotRunning as error:
             status = self.standing(feature).status
             hint = "try again: it does not listen yet, or any more" if status == "running" else ""
-            raise control.NotRunning(f"{error.message} (its status is {status})", hint) from error
+            raise asking.NotRunning(f"{error.message} (its status is {status})", hint) from error
 
     def inspect(self, template: str | Mapping[str, Any]) -> Report:
         """Everything that is wrong with a template, or with a definition."""

@@ -8,7 +8,7 @@ from mcp.server.mcpserver import Context, MCPServer
 from mcp.types import CallToolResult, ToolAnnotations
 from pydantic import Field
 
-from sage_sandbox.control import Cancelled
+from sage_sandbox.control.asking import Cancelled
 from sage_sandbox.errors import Problem
 from sage_sandbox.escaping import clip
 from sage_sandbox.history import Standing

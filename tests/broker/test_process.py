@@ -23,11 +23,11 @@ from sage_sandbox.broker.frames import SIZES, BadFrame, pack, read_head, read_si
 from sage_sandbox.broker.runs import Registration
 from sage_sandbox.broker.server import Broker
 from sage_sandbox.broker.sessions import connected
-from sage_sandbox.broker.sockets import bind, connect, socket_name
 from sage_sandbox.broker_process import main
-from sage_sandbox.brokering import Tools, needs_of, notice_of
+from sage_sandbox.brokering import Tools, needs_of, notice_of, socket_name
 from sage_sandbox.disk.files import Folder, Untrusted
 from sage_sandbox.disk.places import project_place
+from sage_sandbox.disk.sockets import bind, connect
 from sage_sandbox.errors import SageError
 from sage_sandbox.sandbox.calls import Call
 

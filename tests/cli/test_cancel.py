@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sage_sandbox import control, history
+from sage_sandbox import history
 from sage_sandbox.cli.main import main
-from sage_sandbox.control import Server
+from sage_sandbox.control import asking
+from sage_sandbox.control.server import Server
 from sage_sandbox.disk import places
 from sage_sandbox.disk.places import project_place
 from sage_sandbox.history import Standing
@@ -150,7 +151,7 @@ def test_a_run_that_does_not_listen_is_said_to_run(known, capsys):
 
 def test_a_run_that_does_not_answer_is_said_to_be_stopped(run, capsys, monkeypatch):
     run.cancel = run.cancelled.append
-    monkeypatch.setattr(control, "ask", lambda *args, timeout_s, ask=control.ask, **kw: ask(*args, timeout_s=0.1, **kw))
+    monkeypatch.setattr(asking, "ask", lambda *args, timeout_s, ask=asking.ask, **kw: ask(*args, timeout_s=0.1, **kw))
 
     assert main(["cancel", "f"]) == 1
     assert "✗ the process that runs f does not answer\nhint: if it was stopped" in capsys.readouterr().err

@@ -21,21 +21,13 @@ from commands import PACKAGE_FOLDER
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_sandbox import control
-from sage_sandbox.control import (
-    ANSWER_MAX,
-    REQUEST_MAX,
-    VISITORS_MAX,
-    Cancelled,
-    NotAnswering,
-    NotCancelled,
-    NotRunning,
-    Server,
-    address,
-    ask,
-    cancel,
-)
-from sage_sandbox.disk import places
+from sage_sandbox.control import asking, door
+from sage_sandbox.control import server as serving
+from sage_sandbox.control.asking import Cancelled, NotAnswering, NotCancelled, NotRunning, ask, cancel
+from sage_sandbox.control.door import Door
+from sage_sandbox.control.lines import ANSWER_MAX, REQUEST_MAX, address
+from sage_sandbox.control.server import RETRY_S, VISITORS_MAX, Server
+from sage_sandbox.disk import places, sockets
 from sage_sandbox.disk.places import project_place
 from sage_sandbox.errors import SageError
 
@@ -50,7 +42,7 @@ RUN = """
 import signal, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from sage_sandbox.control import Server
+from sage_sandbox.control.server import Server
 from sage_sandbox.disk import places
 places.RUN_USER = Path(sys.argv[2])
 
@@ -433,7 +425,7 @@ class TestManyAtOnce:
             assert ask(ID, "f", STATUS, timeout_s=20)
 
     def test_so_many_may_wait_and_no_more(self, server, monkeypatch, elsewhere):
-        monkeypatch.setattr(control, "WAITERS_MAX", 2)
+        monkeypatch.setattr(serving, "WAITERS_MAX", 2)
         waiting = [elsewhere.submit(ask, ID, "f", WAIT, timeout_s=20) for _ in range(2)]
         now_waiting(server, 2)
 
@@ -468,7 +460,7 @@ class TestManyAtOnce:
         server._door.listener = Full(server._door.listener)
 
         assert ask(ID, "f", STATUS, timeout_s=20)
-        assert control._RETRY_S <= refused[1] - refused[0]
+        assert RETRY_S <= refused[1] - refused[0]
 
     def test_a_bell_that_rang_for_nobody_is_no_matter(self, server, monkeypatch):
         assert not server._let_in()
@@ -512,7 +504,7 @@ class TestTheSocket:
             raise OSError(errno.ENOBUFS, "no buffers")
 
         setattr(Refusing, call, refuse)
-        monkeypatch.setattr(control.socket, "socket", Refusing)  # type: ignore[attr-defined]
+        monkeypatch.setattr(sockets.socket, "socket", Refusing)  # type: ignore[attr-defined]
         before = open_descriptors()
 
         with pytest.raises(OSError, match="no buffers"):
@@ -552,8 +544,8 @@ class TestTheSocket:
     def test_that_is_taken_away_is_made_anew(self, handler, runtime, how, monkeypatch):
         server = Server.open(ID, "f", handler=handler, mend_s=0.01)
         made = threading.Event()
-        bind = control._Door._bind
-        monkeypatch.setattr(control._Door, "_bind", lambda *args: (bind(*args), made.set())[0])  # type: ignore[func-returns-value]
+        bind = Door._bind
+        monkeypatch.setattr(Door, "_bind", lambda *args: (bind(*args), made.set())[0])  # type: ignore[func-returns-value]
         if how == "swap":
             (runtime / "other").write_text("")
             (runtime / "other").replace(runtime / NAME)
@@ -569,8 +561,8 @@ class TestTheSocket:
 
     def test_that_is_still_there_is_left_alone(self, handler, runtime, monkeypatch):
         looked = threading.Semaphore(0)
-        is_lost = control._Door.is_lost
-        monkeypatch.setattr(control._Door, "is_lost", lambda door: (is_lost(door), looked.release())[0])  # type: ignore[func-returns-value]
+        is_lost = Door.is_lost
+        monkeypatch.setattr(Door, "is_lost", lambda door: (is_lost(door), looked.release())[0])  # type: ignore[func-returns-value]
         server = Server.open(ID, "f", handler=handler, mend_s=0.01)
         before = os.lstat(runtime / NAME).st_ino
 
@@ -581,7 +573,7 @@ class TestTheSocket:
     def test_that_cannot_be_made_anew_is_tried_again(self, handler, runtime, monkeypatch):
         server = Server.open(ID, "f", handler=handler, mend_s=0.01)
         tries, made = [], threading.Event()
-        real = control.open_runtime  # type: ignore[attr-defined]
+        real = door.open_runtime  # type: ignore[attr-defined]
 
         def open_runtime(environ):
             tries.append(environ)
@@ -590,7 +582,7 @@ class TestTheSocket:
             made.set()
             return real(environ)
 
-        monkeypatch.setattr(control, "open_runtime", open_runtime)
+        monkeypatch.setattr(door, "open_runtime", open_runtime)
         (runtime / NAME).unlink()
 
         assert made.wait(20)
@@ -605,7 +597,7 @@ class TestTheSocket:
             tried.set()
             raise SageError("no folder")
 
-        monkeypatch.setattr(control, "open_runtime", open_runtime)
+        monkeypatch.setattr(door, "open_runtime", open_runtime)
         (runtime / NAME).unlink()
 
         assert tried.wait(20)
@@ -674,7 +666,7 @@ class TestWhomToTrust:
 
     def test_another_user_who_listens_is_told_nothing(self, runtime, monkeypatch):
         runtime.mkdir(mode=0o700)
-        monkeypatch.setattr(control, "_peer", lambda _: control._Peer(1, os.geteuid() + 1))
+        monkeypatch.setattr(sockets, "peer_of", lambda _: sockets.Peer(1, os.geteuid() + 1))
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(runtime / NAME))
             listener.listen()
@@ -684,8 +676,8 @@ class TestWhomToTrust:
                 assert b"" == sock.recv(100)
 
     def test_another_user_who_asks_is_told_nothing(self, server, runtime, monkeypatch):
-        peer = control._peer
-        monkeypatch.setattr(control, "_peer", lambda sock: peer(sock)._replace(uid=os.geteuid() + 1))
+        peer_of = sockets.peer_of
+        monkeypatch.setattr(serving, "peer_of", lambda sock: peer_of(sock)._replace(uid=os.geteuid() + 1))
 
         assert b"" == speak(runtime / NAME, b'{"do": "status"}\n')
 
@@ -745,7 +737,7 @@ class TestNoAnswer:
 
     def test_once_the_time_is_over_although_it_says_something(self, runtime, elsewhere, monkeypatch):
         times = iter([0.0, 0.0, 1.0, 3.0])
-        monkeypatch.setattr(control.time, "monotonic", lambda: next(times))  # type: ignore[attr-defined]
+        monkeypatch.setattr(asking.time, "monotonic", lambda: next(times))  # type: ignore[attr-defined]
         with pytest.raises(NotAnswering):
             answered_with(runtime, elsewhere, b'{"phase"', [STATUS], timeout_s=2, close=False)
 

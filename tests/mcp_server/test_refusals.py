@@ -8,8 +8,9 @@ import os
 import pytest
 from mcp_talk import LEGACY, MODERN, ONE, TWO, ask, refused, text_of
 
-from sage_sandbox import control, detached
-from sage_sandbox.control import NotAnswering, NotCancelled
+from sage_sandbox import detached
+from sage_sandbox.control import asking
+from sage_sandbox.control.asking import NotAnswering, NotCancelled
 from sage_sandbox.detached import Refused
 from sage_sandbox.errors import BreakerOpen, ExitCode, Locked, SageError, StateUnwritable
 from sage_sandbox.grants.servers import Approvals
@@ -255,8 +256,8 @@ def test_state_that_is_damaged_says_so_in_every_tool(project):
 def test_a_checkpoint_that_was_not_saved_is_said(project, monkeypatch):
     async def story(client):
         for saved, status in ((False, "cancelled"), (True, "completed")):
-            done = control.Cancelled("x", status, "2026-01-31T10:00:00.000Z", saved)
-            monkeypatch.setattr(control, "cancel", lambda *_, done=done, **__: done)
+            done = asking.Cancelled("x", status, "2026-01-31T10:00:00.000Z", saved)
+            monkeypatch.setattr(asking, "cancel", lambda *_, done=done, **__: done)
             text = await refused(client, "cancel", feature="x")
             assert text.startswith("CHECKPOINT_SAVE_FAILED: " if not saved else "WORKFLOW_NOT_RUNNING: x had ended")
 

@@ -17,7 +17,7 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import INTERNAL_ERROR, INVALID_PARAMS, CallToolRequestParams, CallToolResult, TextContent
 from tasks_client import KnowsTasks, ask, begin, until
 
-from sage_sandbox.control import Cancelled, NotAnswering, NotRunning
+from sage_sandbox.control.asking import Cancelled, NotAnswering, NotRunning
 from sage_sandbox.errors import NoSuchRun, StateCorrupted
 from sage_sandbox.history import Standing
 from sage_sandbox.mcp_server.run_tasks import Name, RunTasks
