@@ -130,7 +130,8 @@ def _main(disk: Disk, anchor: Anchor | None) -> tuple[Main, str, int]:
         number, generation = backup.state.definition, backup.generation
         if anchor is None:
             return backup, "backup", number
-        if anchor.run == backup.state.run and generation >= anchor.generation - 1:
+        begun = anchor.run == NO_RUN and generation > anchor.generation  # the power took the anchor of this run
+        if begun or (anchor.run == backup.state.run and generation >= anchor.generation - 1):
             latest = replace(backup, generation=max(generation, anchor.generation))
             return latest, "backup", max(number, anchor.definition)
     try:

@@ -526,12 +526,14 @@ class Machine(RuleBasedStateMachine):
             self.untouched = None
             taken = store.take_over()
             assert found == as_seen(taken, self.disk)
-            self.promised = dict(found.checkpoints)
+            # Until that is done, what is there counts, or what counted before.
+            self.promised = {name: one for name, one in self.promised.items() if found.checkpoints.get(name) == one}
             self.state = found.state
             self.writer.adopt(found)
             self.writer.save(found.state)
             self.writer.save(found.state)
             self.do(lambda: store.reseal(taken))
+            self.promised = dict(found.checkpoints)
             self.close()
             if not self._left_as_it_was(found.state.run):
                 self.stored.keys = new
