@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final, Self
 
 from sage_sandbox.broker.booting import booted
@@ -27,6 +27,7 @@ from sage_sandbox.disk.settings import user_settings
 from sage_sandbox.errors import SageError, UsageError
 from sage_sandbox.escaping import clip
 from sage_sandbox.events import Notice
+from sage_sandbox.frozen import frozen
 from sage_sandbox.observe.progress import ago
 from sage_sandbox.providers import Provider
 from sage_sandbox.sandbox.calls import ToolSpec
@@ -55,7 +56,7 @@ AskStale = Callable[[str, float, int], bool]
 """Whether answers that are so old (seconds) may stand in for a server; it ends once a descriptor becomes readable."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Needs:
     """What a run needs of the broker: approved servers, and by operation (``phase/operation``) what it was granted.
 
@@ -346,7 +347,7 @@ def try_one(project: str, environ: Mapping[str, str]) -> None:
 # -- looking -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Seen:
     """How a server stands: the state of its breaker, what it offers, and why it could not be asked (or empty)."""
 

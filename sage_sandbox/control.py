@@ -26,6 +26,7 @@ from sage_sandbox.disk.files import Folder, Untrusted
 from sage_sandbox.disk.places import open_runtime, project_place, runtime_folders
 from sage_sandbox.errors import SageError
 from sage_sandbox.escaping import clip
+from sage_sandbox.frozen import frozen
 
 REQUEST_MAX: Final = 4096
 ANSWER_MAX: Final = 1 << 16
@@ -67,7 +68,7 @@ class Handler(Protocol):
         """Where the run is."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Cancelled:
     """How a run that was asked to end did so: ``status`` is "completed" if it was quicker than the request."""
 

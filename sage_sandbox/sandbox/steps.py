@@ -7,10 +7,10 @@ import os
 import resource
 import stat
 import sys
-from dataclasses import dataclass
 from functools import cache
 
 from sage_sandbox.errors import NotGranted, SandboxUnavailable
+from sage_sandbox.frozen import frozen
 from sage_sandbox.policy import Limits, Policy
 from sage_sandbox.sandbox.inside import seccomp, syscalls, tools, wire
 from sage_sandbox.sandbox.masks import Masker
@@ -38,7 +38,7 @@ _PYTHON = f"{wire.PROGRAMS}/.python"
 """A link to the interpreter: the first line of a program cannot name every path (execve(2))."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Identity:
     """As whom operations run: ``privileged`` if the host's root is who starts them."""
 
@@ -153,7 +153,7 @@ def _tool_program() -> bytes:
         return f"#!{_PYTHON} -IS\n".encode() + file.read()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Blueprint:
     """The steps of one child. Equal blueprints make equal children: a spare prepared for one serves the other."""
 
@@ -172,7 +172,7 @@ class Blueprint:
         return "box" if self.bound else "."
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stage:
     """Where writes to one granted path are held until the operation succeeded: layer number, path, whether a folder."""
 
