@@ -16,15 +16,9 @@ from sage_sandbox.sandbox.inside import seccomp, syscalls, tools, wire
 from sage_sandbox.sandbox.masks import Masker
 from sage_sandbox.sandbox.packages import FOLDER as PACKAGES
 from sage_sandbox.sandbox.packages import Bind
+from sage_sandbox.sandbox.system import ETC, SYSTEM_FOLDERS
 
 DEVICES = ("null", "zero", "full", "random", "urandom")
-SYSTEM_FOLDERS = ("bin", "sbin", "lib", "lib64", "lib32", "libx32")
-ETC = (
-    "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "ssl/certs", "ssl/openssl.cnf", "ssl/cert.pem",
-    "ca-certificates", "pki/tls/certs", "pki/ca-trust/extracted", "localtime", "mime.types", "protocols", "services",
-)  # fmt: skip
-"""What an operation sees of the host's /etc: how to find libraries, trust certificates, tell time."""
-
 UID_BASE = 0x7000_0000
 """As root, a worker's operations run as this plus the worker's pid: above systemd's container ranges, below 2^31
 (systemd's UIDS-GIDS document lists 1879048192 to 2147483647 as unused)."""
