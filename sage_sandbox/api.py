@@ -6,11 +6,11 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sage_sandbox.errors import UsageError
+from sage_sandbox.frozen import frozen
 from sage_sandbox.policy import Grant, parse_duration, parse_grant
 from sage_sandbox.preparing.approving import approve_workflow, limits_of, make_ledger
 from sage_sandbox.preparing.caches import ask_cache, is_answered
@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Prepared:
     """A run that is ready: its workers are starting. ``notices`` are for the user to read. `Runner.run` ends it all.
 

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -29,6 +29,7 @@ from sage_sandbox.disk.sockets import bind, connect
 from sage_sandbox.errors import SageError, UsageError
 from sage_sandbox.escaping import clip
 from sage_sandbox.events import Notice
+from sage_sandbox.frozen import frozen
 from sage_sandbox.observe.progress import ago
 from sage_sandbox.providers import Provider
 from sage_sandbox.sandbox.calls import ToolSpec
@@ -64,7 +65,7 @@ def socket_name(project: str) -> str:
     return "broker-" + hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Needs:
     """What a run needs of the broker: approved servers, and by operation (``phase/operation``) what it was granted.
 
@@ -355,7 +356,7 @@ def try_one(project: str, environ: Mapping[str, str]) -> None:
 # -- looking -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Seen:
     """How a server stands: the state of its breaker, what it offers, and why it could not be asked (or empty)."""
 

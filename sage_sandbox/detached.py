@@ -18,13 +18,13 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from sage_sandbox.disk.files import sage_folder
 from sage_sandbox.errors import ExitCode, SageError, UsageError
 from sage_sandbox.escaping import escape_lines
+from sage_sandbox.frozen import frozen
 from sage_sandbox.policy import SECRET_NAMES
 
 REQUEST_MAX: Final = 64 << 20
@@ -54,13 +54,14 @@ found = find_spec("sage_sandbox")
 if found is None or realpath(found.origin or "") != realpath(home + "/sage_sandbox/__init__.py"):
     sys.path.insert(0, home)
 from sage_sandbox.detached import main
+from sage_sandbox.frozen import frozen
 sys.exit(main(int(handshake)))
 """
 
 Which = Callable[[str], str | None]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Handle:
     """A run that has begun elsewhere: what it says of itself, and what its user should know (or nothing)."""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from typing import Any
 
 from sage_sandbox.errors import ExitCode
 from sage_sandbox.events import NOTHING, PhaseStatus, RunStatus, Weight
+from sage_sandbox.frozen import frozen
 from sage_sandbox.outcome import Attempt, CachedAnswer, Outcome, Reason, Usage
 from sage_sandbox.results.leaving import Handed, hand_back
 from sage_sandbox.results.personal import cleaned
@@ -15,7 +16,7 @@ from sage_sandbox.results.tokens import tokens
 from sage_sandbox.workflow.definition import Keep
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OperationResult:
     """One operation and its outcome."""
 
@@ -23,7 +24,7 @@ class OperationResult:
     outcome: Outcome
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PhaseResult:
     """One phase: ``operations`` holds those that settled (none of a phase that never started).
 
@@ -41,7 +42,7 @@ class PhaseResult:
     """Whether an earlier process ran it: this one read what it left."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunError:
     """Why something did not succeed: an operation, or (``operation`` empty) a phase or (both empty) the run."""
 
@@ -52,7 +53,7 @@ class RunError:
     hint: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Metrics:
     """Counts and times of a run.
 
@@ -82,7 +83,7 @@ class Metrics:
         return sum(usage.total for usage in self.usage)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunResult:
     """How a run ended; nothing of it is running any more."""
 

@@ -26,9 +26,10 @@ pool it crosses (CPython issue 32696).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar, Literal
+
+from sage_sandbox.frozen import frozen
 
 
 class ExitCode(IntEnum):
@@ -49,7 +50,7 @@ class ExitCode(IntEnum):
     CANCELLED = 130
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Problem:
     """One thing wrong with a template: where it stands (1-based; 0 where unknown) and what it is."""
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, Literal
 
+from sage_sandbox.frozen import frozen
 from sage_sandbox.outcome import Outcome, Usage
 
 RunStatus = Literal["running", "paused", "completed", "failed", "cancelled"]
 PhaseStatus = Literal["completed", "degraded", "failed", "blocked", "timeout", "cancelled", "paused"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunStarted:
     """The plan is made and the first operation is about to start; ``kept`` phases were done by an earlier process."""
 
@@ -24,7 +24,7 @@ class RunStarted:
     kept: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PhaseStarted:
     """All dependencies of the phase are done."""
 
@@ -33,7 +33,7 @@ class PhaseStarted:
     operations: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OperationStarted:
     """A slot has taken the operation (``attempt`` counts from 1)."""
 
@@ -42,7 +42,7 @@ class OperationStarted:
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OperationSettled:
     """The operation has its final outcome."""
 
@@ -51,7 +51,7 @@ class OperationSettled:
     outcome: Outcome
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PhaseSettled:
     """Every operation of the phase has settled, or it will never start (blocked)."""
 
@@ -63,7 +63,7 @@ class PhaseSettled:
     duration_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Weight:
     """What operations produced beside what is handed back of it, in bytes and in a model's tokens.
 
@@ -91,7 +91,7 @@ class Weight:
 NOTHING: Final = Weight()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunSettled:
     """Nothing of the run is left running; ``resumable`` if it can be gone on with."""
 
@@ -104,7 +104,7 @@ class RunSettled:
     usage: tuple[Usage, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Notice:
     """Something the user should know that is no outcome: less parallel, a worker lost, a limit of this machine."""
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from sage_sandbox.disk.files import sage_folder
 from sage_sandbox.errors import NoSuchRun, SageError
+from sage_sandbox.frozen import frozen
 from sage_sandbox.history import History
 from sage_sandbox.observe.log import read_log, rendered
 from sage_sandbox.outcome import Artifact
@@ -33,7 +33,7 @@ UNSURE: Final = 4 << 10
 key that would have been replaced as a whole may stand there."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OperationLeft:
     """One operation that settled: ``reason`` says why it was rejected, and is empty if it was not."""
 
@@ -43,7 +43,7 @@ class OperationLeft:
     artifacts: tuple[Artifact, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PhaseLeft:
     """One phase that ended, and what is handed back of its operations."""
 
@@ -53,7 +53,7 @@ class PhaseLeft:
     operations: tuple[OperationLeft, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class File:
     """A file that an operation left: where it is below its feature's artifacts, its size, its SHA-256 (hex)."""
 

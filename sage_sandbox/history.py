@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -16,6 +16,7 @@ from sage_sandbox.disk.files import Folder
 from sage_sandbox.disk.locking import is_held
 from sage_sandbox.disk.places import ProjectPlace, project_place
 from sage_sandbox.errors import NoSuchRun, SageError, StateCorrupted
+from sage_sandbox.frozen import frozen
 from sage_sandbox.results.personal import cleaned
 from sage_sandbox.store.keys import Keys
 from sage_sandbox.store.layout import features_among, lock_name, main_name, state_folder
@@ -31,7 +32,7 @@ PATIENCE_S: Final = 3600.0
 POLL_S: Final = 0.05
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Standing:
     """How one run stands, without personal data.
 

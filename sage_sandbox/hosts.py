@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from sage_sandbox.errors import UsageError
+from sage_sandbox.frozen import frozen
 
 WILDCARD: Final = "*."
 HOST_MAX: Final = 253  # RFC 1035, 2.3.4, without the root's dot
@@ -42,7 +42,7 @@ _SHARED: Final = frozenset((
 """Domains beneath which anybody may have a host at once: granting all of them grants everybody. A selection."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Target:
     """A host and a port: ``*.`` before a domain stands for every host beneath it, and not for itself."""
 

@@ -10,7 +10,7 @@ import os
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from sage_sandbox.disk.places import ProjectPlace
 from sage_sandbox.document import OperationResult, PhaseResult, RunResult, metrics_document
 from sage_sandbox.errors import SageError, StateUnwritable
 from sage_sandbox.events import Event, Observer
+from sage_sandbox.frozen import frozen
 from sage_sandbox.loop import Earlier
 from sage_sandbox.observe.log import Log
 from sage_sandbox.results.scrub import Scrubber
@@ -57,7 +58,7 @@ def _stamp(moment: datetime) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Kept:
     """What a resume goes on from: phases that are done, operations that need not run again, and why others do."""
 

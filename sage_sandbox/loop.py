@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Final
@@ -22,6 +22,7 @@ from sage_sandbox.dispatch.reports import Finished, Lost, News, Returned, Starte
 from sage_sandbox.document import OperationResult, PhaseResult
 from sage_sandbox.errors import ReferenceMissing
 from sage_sandbox.events import Event, Notice, OperationSettled, OperationStarted, PhaseSettled, PhaseStarted
+from sage_sandbox.frozen import frozen
 from sage_sandbox.operations.base import Circumstances, Setting, Task
 from sage_sandbox.operations.inputs import Results
 from sage_sandbox.operations.making import make_job
@@ -42,7 +43,7 @@ Key = tuple[str, str]
 """Phase id and operation id."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Terms:
     """What a run is held to: what each operation was granted, the setting they share, the time the whole may take."""
 
@@ -52,7 +53,7 @@ class Terms:
     timeout_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Earlier:
     """What earlier processes of the run left: phases that are done, and by phase the outcomes that count in others."""
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
+
+from sage_sandbox.frozen import frozen
 
 Reason = Literal[
     "error", "timeout", "limit", "denied", "worker lost", "cancelled", "unavailable", "budget_exceeded"
@@ -14,7 +16,7 @@ Reason = Literal[
 MemoryControl = Literal["cgroup", "sampled"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Violation:
     """One thing the operation tried that its policy does not allow: ``allow`` is the grant that would, or empty."""
 
@@ -22,7 +24,7 @@ class Violation:
     allow: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Contact:
     """What the operation asked the egress proxy for: a host and port (empty and 0 where it was no request).
 
@@ -56,7 +58,7 @@ def gathered(contacts: Iterable[Contact]) -> tuple[Contact, ...]:
     return tuple(found.values())
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CachedAnswer:
     """Answers of a tool that was not called but answered from what is kept, so many ``times``: ``age_s``, the oldest.
 
@@ -79,7 +81,7 @@ def merged_answers(answers: Iterable[CachedAnswer]) -> tuple[CachedAnswer, ...]:
     return tuple(found.values())
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Usage:
     """What asking a model took, in tokens: four counters that have nothing in common, over so many ``times``.
 
@@ -124,7 +126,7 @@ def _sum(one: Usage, other: Usage) -> Usage:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Artifact:
     """A file collected from ``$SAGE_OUT``: path in the artifact folder, size, SHA-256 (hex)."""
 
@@ -133,7 +135,7 @@ class Artifact:
     sha256: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Capabilities:
     """What the named exceptions came to here: how memory is held, if /proc is there, how names are hidden."""
 
@@ -142,7 +144,7 @@ class Capabilities:
     hidden: Literal["overlay", "entries", "none needed"] = "none needed"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Outcome:
     """How one operation ended, from its last attempt.
 
@@ -190,7 +192,7 @@ class Outcome:
         return json.loads(self.result)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Attempt:
     """One try of an operation that may have had several."""
 

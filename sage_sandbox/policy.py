@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from fnmatch import fnmatchcase, translate
 from typing import Final, Literal
 
 from sage_sandbox.errors import UsageError
+from sage_sandbox.frozen import frozen
 
 KiB: Final = 1 << 10
 MiB: Final = 1 << 20
@@ -73,7 +74,7 @@ CALLS_MAX: Final = 10_000
 """How often one operation may call tools, what it was not granted included."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Policy:
     """What an operation may touch. As asked: text from a template. As granted: absolute, real paths.
 
@@ -105,7 +106,7 @@ class Policy:
         return not (self.write or self.write_through or self.net or self.tool or self.model)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Limits:
     """How much an operation may use: bytes and seconds, for the operation's processes together."""
 
@@ -127,7 +128,7 @@ def ceilings(total_memory: int) -> Limits:
     return Limits(total_memory // 2, CEILING_CPU_S, CEILING_PIDS, CEILING_DISK, CEILING_TIMEOUT_S)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Grant:
     """One thing the user allows: ``forced`` is the ``!`` of ``read!:`` and ``write!:``."""
 

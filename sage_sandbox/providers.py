@@ -20,12 +20,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import Any, Final, Literal
 
 from sage_sandbox.disk.places import user_config
 from sage_sandbox.disk.settings import CONFIG, user_settings
 from sage_sandbox.errors import UsageError
+from sage_sandbox.frozen import frozen
 from sage_sandbox.outcome import Usage
 from sage_sandbox.policy import is_model_name
 
@@ -39,7 +40,7 @@ _FIELDS: Final = frozenset({"api", "base_url", "key", "at_once", "per_second"})
 _COUNTERS: Final = ("input", "output", "cache_read", "cache_write")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Provider:
     """One provider: which API it speaks, where (empty: its SDK knows), with which key (empty: none)."""
 
@@ -60,7 +61,7 @@ def from_document(raw: Mapping[str, Any]) -> Provider:
     return Provider(raw["name"], raw["api"], raw["base_url"], raw["key"], raw["at_once"], raw["per_second"])
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Price:
     """What a million tokens of one model cost, by counter."""
 

@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 from sage_sandbox.errors import ExitCode
 from sage_sandbox.events import PhaseStatus, RunStatus
+from sage_sandbox.frozen import frozen
 from sage_sandbox.outcome import Attempt, Contact, Outcome, Reason, Usage, added_up, gathered, rejected
 from sage_sandbox.policy import RETRIES_MAX
 from sage_sandbox.workflow.definition import Operation, Phase
@@ -61,7 +62,7 @@ def backoff_s(used: int, jitter: Callable[[], float]) -> float:
     return jitter() * min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0**used)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stop:
     """Why operations are ended before their time: what their outcomes and their phase then say."""
 

@@ -7,11 +7,12 @@ What an operation spent whose worker, or whose run, was killed before it ended i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from sage_sandbox.errors import UsageError
+from sage_sandbox.frozen import frozen
 from sage_sandbox.outcome import Usage, added_up
 from sage_sandbox.policy import format_duration
 from sage_sandbox.providers import Price
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 REASON: Final = "budget_exceeded"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Spent:
     """What models were asked for, and for how long the run was running."""
 
@@ -59,7 +60,7 @@ def spent_before(found: Found) -> Spent:
     return Spent(most.usage, max(ran_s, *(spent.time_s for spent in known)))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Excess:
     """A budget that is reached: what to say, and how to raise it."""
 

@@ -10,9 +10,11 @@ import hmac
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
+
+from sage_sandbox.frozen import frozen
 
 LINE_MAX: Final = 64 << 10
 TEXT_MAX: Final = 4096
@@ -39,7 +41,7 @@ _FIELDS: Final[Mapping[str, type]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Entry:
     """One line, without its mac; the fields in the order in which they are written."""
 

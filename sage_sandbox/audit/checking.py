@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from sage_sandbox.audit.chain import LINE_MAX, Chain, Entry, parse
 from sage_sandbox.audit.files import LOG, find_head, flaw, is_torn, raw_lines
 from sage_sandbox.disk.files import Folder
+from sage_sandbox.frozen import frozen
 
 PROBLEMS_MAX: Final = 100
 """How many problems are listed one by one: a log that somebody filled with rubbish must not fill the memory."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Verdict:
     """What is in a log: ``problems`` by line number (0: at its end); ``torn`` if its last line was not finished."""
 

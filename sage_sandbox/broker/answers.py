@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sage_sandbox.broker.runs import Keeping, Registration, Run
 from sage_sandbox.errors import SageError
+from sage_sandbox.frozen import frozen
 from sage_sandbox.policy import MiB
 from sage_sandbox.toolservers.definition import Server
 
@@ -36,7 +36,7 @@ _OF_A_TERMINAL: Final = frozenset({"TERM"})
 _HEADS: Final = {True: b'{"readOnly":true,"value":', False: b'{"readOnly":false,"value":'}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Found:
     """An answer of before: JSON text, and how old it is."""
 
@@ -55,7 +55,7 @@ class Asking(Protocol):
         """All that the answer hangs on, as plain data."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Request:
     """A call of a tool."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
+from sage_sandbox.frozen import frozen
 from sage_sandbox.providers import Provider
 from sage_sandbox.sandbox.calls import ToolSpec
 from sage_sandbox.toolservers.definition import Server
@@ -32,7 +32,7 @@ class ToolRefused(Exception):
     """The server answered, and its answer is no: an error of the tool, or of how it was called."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Progress:
     """What a server says of a call under way."""
 
@@ -80,7 +80,7 @@ Connect = Callable[[Server, Mapping[str, str], str], AbstractAsyncContextManager
 """From an expanded definition, the environment a program gets besides its own, and the folder it starts in."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Prompt:
     """One question to a model (without its provider's name). ``schema``: what the answer must be, or None for text."""
 
@@ -91,7 +91,7 @@ class Prompt:
     schema: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reply:
     """What a model said. ``counts`` are input, output, cache-read and cache-write tokens, None where it did not say.
 

@@ -12,12 +12,12 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Final
 
 from sage_sandbox.broker.frames import SIZES, BadFrame, pack, read_head, read_sizes
 from sage_sandbox.disk.files import Untrusted
 from sage_sandbox.disk.sockets import connect
+from sage_sandbox.frozen import frozen
 from sage_sandbox.outcome import Usage
 from sage_sandbox.sandbox.calls import Answer, Call, ToolSpec
 
@@ -32,7 +32,7 @@ _DIED: Final = Answer(ok=False, error="the tool broker died during the call", ki
 _CANCELLED: Final = Answer(ok=False, error="cancelled", kind="cancelled")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Line:
     """Where a run's broker listens, and the token that says which run is asking."""
 

@@ -29,6 +29,7 @@ from sage_sandbox.broker.calling import CALL_MAX_S, ERROR_WIDTH, QUEUE_S, Record
 from sage_sandbox.broker.runs import Registration, Run
 from sage_sandbox.errors import BreakerOpen, SageError
 from sage_sandbox.escaping import clip
+from sage_sandbox.frozen import frozen
 from sage_sandbox.guards.breaker import Breaker, Transition
 from sage_sandbox.guards.retry import Failed, retried
 from sage_sandbox.guards.throttle import AT_ONCE, Throttle
@@ -65,7 +66,7 @@ def service_name(provider: str) -> str:
     return f"model:{provider}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Question:
     """A question to a model, as far as its answer hangs on it."""
 

@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sage_sandbox.broker.frames import BadFrame
+from sage_sandbox.frozen import frozen
 from sage_sandbox.policy import grants_model, grants_tool
 from sage_sandbox.providers import Provider
 from sage_sandbox.providers import from_document as provider_from_document
 from sage_sandbox.toolservers.definition import Server, from_document
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Keeping:
     """How the answers a run gets are kept: sealed with ``key`` (hex), or authenticated where not ``encrypt``.
 
@@ -31,7 +32,7 @@ class Keeping:
     asks: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Registration:
     """What a coordinator says of its run. ``servers`` are approved; nothing in them is expanded yet.
 

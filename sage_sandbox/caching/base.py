@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
 
+from sage_sandbox.frozen import frozen
 from sage_sandbox.outcome import Outcome
 from sage_sandbox.policy import Policy
 from sage_sandbox.sandbox.job import Job
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Question:
     """Whether an operation need not run; ``about`` comes back with the answer. ``ttl_s``: None for the user's."""
 
@@ -19,7 +19,7 @@ class Question:
     ttl_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reply:
     """The answer: an outcome, or None. With ``key`` (empty: never) the outcome of a run may be offered."""
 

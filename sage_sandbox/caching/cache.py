@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -24,6 +24,7 @@ from sage_sandbox.caching.keys import operation_key
 from sage_sandbox.caching.trees import Abandoned, TooLarge, Trees
 from sage_sandbox.disk.files import Folder
 from sage_sandbox.errors import SageError, UsageError
+from sage_sandbox.frozen import frozen
 from sage_sandbox.outcome import Outcome
 from sage_sandbox.policy import parse_duration
 from sage_sandbox.results.scrub import Scrubber
@@ -35,7 +36,7 @@ JOIN_S: Final = 60.0
 """How long a run that ends waits until what it left is kept."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Offer:
     reply: Reply
     outcome: Outcome

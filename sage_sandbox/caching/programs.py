@@ -15,7 +15,7 @@ from typing import Final
 
 from sage_sandbox.sandbox import inside
 from sage_sandbox.sandbox.inside.programs import SEARCHED
-from sage_sandbox.sandbox.steps import ETC, SYSTEM_FOLDERS
+from sage_sandbox.sandbox.system import ETC, SYSTEM_FOLDERS
 
 PACKAGE_DATABASES: Final = (
     "/var/lib/dpkg/status", "/var/lib/rpm/rpmdb.sqlite", "/var/lib/rpm/Packages", "/usr/lib/sysimage/rpm/rpmdb.sqlite",

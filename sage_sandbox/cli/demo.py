@@ -9,11 +9,12 @@ import tempfile
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+
+from sage_sandbox.frozen import frozen
 
 if TYPE_CHECKING:
     from sage_sandbox.demo.bait import Act, Answer
@@ -28,7 +29,7 @@ SAMPLE: Final = DEMO / "sample"
 SENTENCE_MAX: Final = 500
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Shown:
     """Everything the demo has to say. It succeeded if nothing is in ``errors``."""
 

@@ -56,9 +56,6 @@ def run_options() -> Callable[[F], F]:
 def how_of(settings: dict[str, Any], *, as_json: bool) -> How:
     """What was typed, as the library takes it: on a terminal there is somebody to ask."""
     from sage_sandbox.api import How
-    from sage_sandbox.cli.stale import terminal_stale_asker
-    from sage_sandbox.grants.asking import terminal_asker
-    from sage_sandbox.grants.asking_servers import terminal_server_asker
     from sage_sandbox.observe.progress import Progress
 
     return How(
@@ -71,11 +68,18 @@ def how_of(settings: dict[str, Any], *, as_json: bool) -> How:
         observers=(Progress(),),
         cache=not settings["no_cache"],
         budgets=settings["budgets"],
-        ask=None if as_json else terminal_asker(),
-        ask_server=None if as_json else terminal_server_asker(),
-        ask_stale=None if as_json else terminal_stale_asker(),
         ask_passphrase=passphrase_asker(as_json=as_json),
+        **({} if as_json else _askers()),
     )
+
+
+def _askers() -> dict[str, Any]:
+    """Who is asked, where somebody sits at a terminal; loaded where somebody may."""
+    from sage_sandbox.cli.stale import terminal_stale_asker
+    from sage_sandbox.grants.asking import terminal_asker
+    from sage_sandbox.grants.asking_servers import terminal_server_asker
+
+    return {"ask": terminal_asker(), "ask_server": terminal_server_asker(), "ask_stale": terminal_stale_asker()}
 
 
 def passphrase_asker(*, as_json: bool = False) -> Callable[[], str] | None:

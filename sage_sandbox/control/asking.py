@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +16,7 @@ from sage_sandbox.disk.places import project_place, runtime_folders
 from sage_sandbox.disk.sockets import connect, peer_of
 from sage_sandbox.errors import SageError
 from sage_sandbox.escaping import clip
+from sage_sandbox.frozen import frozen
 
 CANCEL_S: Final = 30.0
 _POLL_S: Final = 0.03
@@ -35,7 +35,7 @@ class NotCancelled(SageError):
     """A run that was asked to end broke off, and could not say how it ended."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Cancelled:
     """How a run that was asked to end did so: ``status`` is "completed" if it was quicker than the request."""
 

@@ -16,9 +16,10 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from sage_sandbox.frozen import frozen
 
 HOSTILE: Final = Path(__file__).parent / "hostile"
 KEYS_MAX: Final = 3
@@ -30,7 +31,7 @@ _OUTSIDE: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Answer:
     """What came of one act, as the operation tells it: ``loot`` is what it took away."""
 
@@ -40,7 +41,7 @@ class Answer:
     loot: Any = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Act:
     """One act beside itself: outside, where it must succeed to prove anything, and inside, where it must not."""
 
@@ -52,7 +53,7 @@ class Act:
     denied_inside: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Bait:
     """What is planted: a secret file, a process with a secret in its environment, two sockets. Lives for one demo."""
 

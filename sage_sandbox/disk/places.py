@@ -9,13 +9,13 @@ import re
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, overload
 
 from sage_sandbox.disk.files import Folder, Untrusted, unwritable
 from sage_sandbox.disk.locking import acquire
 from sage_sandbox.errors import SageError, StateCorrupted, UsageError
+from sage_sandbox.frozen import frozen
 
 RUN_USER: Final = Path("/run/user")
 TEMPORARY: Final = Path("/tmp")  # noqa: S108 - what is made there is 0700, ours, and never reached by a link
@@ -25,7 +25,7 @@ _ID: Final = re.compile(rb"[0-9a-f]{32}\n")
 _LOCK_WAIT_S: Final = 10.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ProjectPlace:
     """A project by its real path and random id, and the user's ``folder`` for it, which the caller closes."""
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from sage_sandbox.frozen import frozen
 from sage_sandbox.policy import format_size
 
 RESERVE: Final = 0.10
@@ -15,7 +15,7 @@ FRESH_S: Final = 0.05
 """How long one look at the machine's memory is believed."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Memory:
     """Bytes: what the machine has, and what could be used without swapping."""
 

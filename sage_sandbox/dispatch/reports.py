@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from sage_sandbox.errors import SandboxUnavailable
 from sage_sandbox.events import Notice
+from sage_sandbox.frozen import frozen
 from sage_sandbox.outcome import Outcome
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Started:
     """A worker has begun this task."""
 
     ticket: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Finished:
     """This task left an outcome."""
 
@@ -24,21 +23,21 @@ class Finished:
     outcome: Outcome
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Returned:
     """This task never began and may be sent again, or forgotten."""
 
     ticket: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Lost:
     """The worker died while it ran this task."""
 
     ticket: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Withheld:
     """This machine cannot confine; nothing can be run."""
 

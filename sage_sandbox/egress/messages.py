@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
+from sage_sandbox.frozen import frozen
 from sage_sandbox.hosts import Target, normal_host, parse_port
 
 HEAD_MAX: Final = 64 << 10
@@ -41,7 +41,7 @@ class BadRequest(ValueError):
         self.text = text
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Request:
     """One request: ``path`` is empty for CONNECT, ``fields`` are those that are passed on.
 

@@ -6,12 +6,13 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 from sage_sandbox.egress.addresses import is_private, refusal
 from sage_sandbox.egress.known import Host, Hosts
 from sage_sandbox.errors import BreakerOpen
+from sage_sandbox.frozen import frozen
 from sage_sandbox.guards.breaker import FAILURES_MAX, Permit
 from sage_sandbox.hosts import Target, is_address
 from sage_sandbox.outcome import Contact
@@ -51,7 +52,7 @@ class Overdrawn(Exception):
     """The operation has moved as many bytes as it may."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class World:
     """What the proxy asks the machine, and what it remembers from one operation to the next."""
 
@@ -253,4 +254,4 @@ class Session:
 
 def plain(contact: Contact) -> dict[str, Any]:
     """A contact as the worker is sent it."""
-    return {name: getattr(contact, name) for name in contact.__slots__}
+    return asdict(contact)

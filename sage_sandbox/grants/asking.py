@@ -6,11 +6,11 @@ import os
 import sys
 import termios
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Final, Literal, TextIO
 
 from sage_sandbox.escaping import escape
+from sage_sandbox.frozen import frozen
 from sage_sandbox.grants.asks import quote
 from sage_sandbox.grants.memory import Change
 from sage_sandbox.grants.review import Review, Row
@@ -23,7 +23,7 @@ _ANSWERS: Final[dict[str, Answer]] = {
 _LINE_MAX: Final = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Question:
     """What is put to the user: ``forgetful`` says why no answer can be remembered (empty: it can)."""
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TextIO
 
 from sage_sandbox.escaping import escape
+from sage_sandbox.frozen import frozen
 from sage_sandbox.grants.asking import read_line
 from sage_sandbox.grants.asks import quote
 from sage_sandbox.grants.environment import looks_like_credential
 from sage_sandbox.toolservers.definition import Server, variables_in
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ServerQuestion:
     """Definitions that are put to the user; those in ``changed`` were approved before, when they read otherwise."""
 

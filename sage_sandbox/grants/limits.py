@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Final
 
 from sage_sandbox.errors import NotGranted, UsageError
+from sage_sandbox.frozen import frozen
 from sage_sandbox.policy import (
     GiB,
     KiB,
@@ -83,7 +84,7 @@ def _memory(meminfo: Path = Path("/proc/meminfo")) -> int:
     return int(psutil.virtual_memory().total)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Excess:
     """One limit a template asks too much of: a field of Limits, what is asked, the most there is."""
 

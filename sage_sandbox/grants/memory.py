@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from sage_sandbox.errors import UsageError
+from sage_sandbox.frozen import frozen
 from sage_sandbox.grants.asks import all_asks
 from sage_sandbox.grants.remembered import Kind, Remembered, as_list, as_text
 from sage_sandbox.grants.resolving import PATH_KINDS
@@ -20,7 +21,7 @@ DIGESTS_KEPT: Final = 8
 """How many versions of one template a project keeps allowed: enough for the branches somebody switches between."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Record:
     """What was allowed for one template, byte for byte, in one project; ``asks`` is all it asked for then."""
 
@@ -31,7 +32,7 @@ class Record:
     grants: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Change:
     """How a template's asks differ from when it was last allowed here."""
 

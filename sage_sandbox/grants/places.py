@@ -7,11 +7,11 @@ import pwd
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from sage_sandbox.disk.places import runtime_folders
+from sage_sandbox.frozen import frozen
 
 # Top folders: a grant for the root of the tree is an ancestor of every one of them, so "/" needs no entry of its own.
 UNREADABLE_ROOTS: Final = ("/proc", "/sys", "/dev", "/run")
@@ -21,7 +21,7 @@ UNWRITABLE_ROOTS: Final = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Place:
     """A folder that is special, and why, in words that complete "which is …"."""
 
@@ -29,7 +29,7 @@ class Place:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Places:
     """The project and what surrounds it, all real absolute paths, looked up once per command.
 

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Final, Generic, Self, TypeVar
 
@@ -15,6 +15,7 @@ from sage_sandbox.disk.files import Folder, Untrusted
 from sage_sandbox.disk.locking import acquire
 from sage_sandbox.disk.places import user_config
 from sage_sandbox.errors import Locked, NotGranted, StateUnwritable, UsageError
+from sage_sandbox.frozen import frozen
 
 FORMAT: Final = 1
 SIZE_MAX: Final = 4 << 20
@@ -24,7 +25,7 @@ R = TypeVar("R")
 """A dataclass."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Kind:
     """One such file: ``NAME.json`` with ``NAME.lock`` beside it, its records under ``member``; words for its errors."""
 

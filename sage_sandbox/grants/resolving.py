@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
 from sage_sandbox.errors import UsageError
+from sage_sandbox.frozen import frozen
 from sage_sandbox.grants.environment import check_name
 from sage_sandbox.grants.places import UNREADABLE_ROOTS, Place, Places, in_dot_folder, is_beneath
 from sage_sandbox.hosts import parse_target
@@ -19,7 +20,7 @@ from sage_sandbox.policy import Grant, GrantKind, fold, is_model_grant, is_prote
 PATH_KINDS: Final[tuple[GrantKind, ...]] = ("read", "write", "write-through")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Allowed:
     """What the user allows, resolved; ``unprotected`` are the names of every ``write!:NAME``."""
 
@@ -31,7 +32,7 @@ class Allowed:
         return fold(name) in {fold(spared) for spared in self.unprotected}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Demand:
     """What a plain grant is not enough for: why, and the grant with a ``!`` that is."""
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 
 from sage_sandbox.errors import NotGranted, UsageError
 from sage_sandbox.escaping import escape
+from sage_sandbox.frozen import frozen
 from sage_sandbox.grants.asks import all_asks, as_option, as_typed, asks_of, policy_of
 from sage_sandbox.grants.coverage import covering
 from sage_sandbox.grants.notes import describe
@@ -18,7 +19,7 @@ from sage_sandbox.policy import Grant, Policy
 from sage_sandbox.workflow.definition import Workflow
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Row:
     """One ask of one operation. ``ask`` is as written, ``path`` the real path it means (empty where it is none)."""
 
@@ -30,7 +31,7 @@ class Row:
     path: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Review:
     """Everything asked for, row by row.
 
@@ -54,7 +55,7 @@ class Review:
         return not self.missing and not self.problems
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Verdict:
     """What one ask comes to; ``needs`` are the missing grants as typed, and what each resolves to (None: a name)."""
 

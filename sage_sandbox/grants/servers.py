@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from sage_sandbox.errors import NotGranted
+from sage_sandbox.frozen import frozen
 from sage_sandbox.grants.asking_servers import ServerAsker, ServerQuestion
 from sage_sandbox.grants.asks import quote
 from sage_sandbox.grants.remembered import Kind, Remembered, as_text
@@ -22,7 +22,7 @@ DIGESTS_KEPT: Final = 8
 """How many versions of one definition a project keeps approved: enough for the branches somebody switches between."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Record:
     """One definition that was approved in one project."""
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, Literal, Self, TypeVar
 
 from sage_sandbox.errors import BreakerOpen
+from sage_sandbox.frozen import frozen
 
 T = TypeVar("T")
 State = Literal["closed", "open", "half-open"]
@@ -22,7 +22,7 @@ FAILURES_MAX: Final = 5
 OPEN_S: Final = 60.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Transition:
     """The breaker ``name`` went from one state to another; ``why`` is the failure that opened it, or empty."""
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final, TypeVar
+
+from sage_sandbox.frozen import frozen
 
 T = TypeVar("T")
 
@@ -21,7 +22,7 @@ FIRST_S: Final = 0.5
 MOST_S: Final = 30.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Failed:
     """Attempt ``number`` (from 1) failed; the next begins in ``wait_s`` seconds, or never (None)."""
 

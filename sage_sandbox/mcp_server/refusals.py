@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from mcp.server.mcpserver.exceptions import ToolError
@@ -26,6 +25,7 @@ from sage_sandbox.errors import (
     WrongKey,
 )
 from sage_sandbox.escaping import clip, escape_lines
+from sage_sandbox.frozen import frozen
 
 Code = Literal[
     "WORKFLOW_VALIDATION_ERROR",
@@ -50,7 +50,7 @@ _LINE_MOST: Final = 400
 _LOOK: Final = "sage_workflow_list shows the runs there are"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Refusal:
     """Why a call was not carried out."""
 
@@ -69,7 +69,7 @@ class Refusal:
         return f"{text}\nhint: {clip(self.hint, TEXT_MOST // 2)}" if self.hint else text
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Call:
     """The words of a call that help to say what comes next."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import anyio
@@ -20,6 +20,7 @@ from mcp_types import INTERNAL_ERROR, CallToolRequestParams, CallToolResult
 from sage_sandbox.control.asking import NotRunning
 from sage_sandbox.errors import NoSuchRun, SageError
 from sage_sandbox.events import RunStatus
+from sage_sandbox.frozen import frozen
 from sage_sandbox.history import Standing
 from sage_sandbox.mcp_server.following import in_thread
 from sage_sandbox.mcp_server.runs import Runs
@@ -41,7 +42,7 @@ _NAME: Final = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Name:
     """What a task's name says: the run, and which of its processes, counted from 1.
 

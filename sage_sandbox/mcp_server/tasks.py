@@ -11,7 +11,6 @@ https://github.com/modelcontextprotocol/ext-tasks, specification/2026-07-28/task
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from mcp.server.extension import Extension, MethodBinding
@@ -27,6 +26,8 @@ from mcp_types import (
 )
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
+from sage_sandbox.frozen import frozen
+
 if TYPE_CHECKING:
     from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 
@@ -37,7 +38,7 @@ VERSIONS: Final = frozenset(MODERN_PROTOCOL_VERSIONS)
 TaskStatus = Literal["working", "input_required", "completed", "failed", "cancelled"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Task:
     """A call of a tool that goes on, or went on, by itself. Times are ISO 8601, durations milliseconds.
 

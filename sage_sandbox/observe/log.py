@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
@@ -30,6 +30,7 @@ from sage_sandbox.events import (
     RunSettled,
     RunStarted,
 )
+from sage_sandbox.frozen import frozen
 from sage_sandbox.observe.progress import cached, spoken
 from sage_sandbox.results.personal import cleaned
 
@@ -51,7 +52,7 @@ _PHASES: Final[Mapping[str, Level]] = {"completed": "INFO", "failed": "ERROR", "
 _RUNS: Final[Mapping[str, Level]] = {"completed": "INFO", "failed": "ERROR"}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Entry:
     """One line. ``context`` names the feature and the run, and what else the message is about."""
 

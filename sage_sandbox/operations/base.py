@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from sage_sandbox.broker.client import Line
+from sage_sandbox.frozen import frozen
 from sage_sandbox.policy import Limits, Policy
 from sage_sandbox.sandbox.job import Job
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Task:
     """One attempt at one operation, as it crosses to a worker; ``ticket`` is unique in its run and grows."""
 
@@ -26,7 +26,7 @@ class Task:
     """Where the run's tools are called; None where none was granted."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Setting:
     """What all operations of a run share.
 
@@ -43,7 +43,7 @@ class Setting:
     tools: Line | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Circumstances:
     """What one attempt adds: ``inputs`` is JSON text."""
 

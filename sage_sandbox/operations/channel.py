@@ -10,9 +10,9 @@ import os
 import pickle
 import socket
 import struct
-from dataclasses import dataclass
 from typing import Final
 
+from sage_sandbox.frozen import frozen
 from sage_sandbox.outcome import Outcome
 
 TOKEN_BYTES: Final = 32
@@ -22,7 +22,7 @@ HELLO_BYTES: Final = _HELLO.size
 _PIECE: Final = 1 << 18
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Hello:
     """Who is on the line."""
 
@@ -31,14 +31,14 @@ class Hello:
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ready:
     """Up: the supervisor is prepared, or the machine withholds what it needs (``error``)."""
 
     error: tuple[str, str, str] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ended:
     """One operation ended: ``cost_s`` is what it kept the slot busy for."""
 
@@ -47,7 +47,7 @@ class Ended:
     cost_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Report:
     """Up: what ended since the last report, and what begins now (0: nothing does)."""
 
@@ -55,14 +55,14 @@ class Report:
     started: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Returned:
     """Up: these were withdrawn before they began, and never will."""
 
     tickets: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Withdraw:
     """Down: give back what has not begun; ``kill`` also ends one that runs, as cancelled."""
 

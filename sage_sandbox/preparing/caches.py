@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,24 +56,29 @@ def ask_cache(how: How, journal: Journal, runner: Runner, workflow: Workflow) ->
     )
     with suppress(OSError):
         cache.whole = hint_of(Path(workflow.source))
-    keeping = _keeping(journal, place.id, workflow, ttl_s)
-    runner.cached_by(cache, replace(keeping, asks=how.ask_stale is not None), how.ask_stale)
+    keeping = _keeping(journal, place.id, workflow, ttl_s, asks=how.ask_stale is not None)
+    runner.cached_by(cache, keeping, how.ask_stale)
     return ""
 
 
-def _keeping(journal: Journal, project_id: str, workflow: Workflow, ttl_s: float) -> Keeping:
-    """How answers are kept: which operations ask for one first, or want none, their template says."""
-    from sage_sandbox.broker.runs import Keeping
+def _keeping(journal: Journal, project_id: str, workflow: Workflow, ttl_s: float, *, asks: bool) -> Keeping | None:
+    """How answers are kept: which operations ask for one first, or want none, their template says.
 
+    None where no operation calls a tool or asks a model.
+    """
     every = ((f"{phase.id}/{one.id}", one) for phase in workflow.phases for one in phase.operations)
     operations = [(name, one) for name, one in every if one.policy.tool or one.policy.model]
+    if not operations:
+        return None
+    from sage_sandbox.broker.runs import Keeping
+
     first = {
         name: ttl_s if one.cache_ttl_s is None else one.cache_ttl_s
         for name, one in operations
         if one.type in ("mcp", "llm") and one.cache
     }
     never = tuple(name for name, one in operations if one.cache is False)
-    return Keeping(journal.keys.answers_key(project_id).hex(), journal.keys.encrypt, ttl_s, first, never)
+    return Keeping(journal.keys.answers_key(project_id).hex(), journal.keys.encrypt, ttl_s, first, never, asks)
 
 
 def _version() -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sage_sandbox.errors import UsageError
+from sage_sandbox.frozen import frozen
 from sage_sandbox.policy import Grant
 from sage_sandbox.runner import parallel_limit
 from sage_sandbox.workflow.definition import Budgets
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 REQUIREMENTS: Final = ("memory=cgroup",)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class How:
     """How a run is to run, whatever it is: what `run` and `resume` have in common.
 

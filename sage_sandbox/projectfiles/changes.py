@@ -6,12 +6,12 @@ import difflib
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 from sage_sandbox.disk.files import Folder
 from sage_sandbox.errors import SageError
+from sage_sandbox.frozen import frozen
 from sage_sandbox.projectfiles.wanted import Wanted
 
 Standing = Literal["new", "same", "changed", "kept"]
@@ -19,7 +19,7 @@ Standing = Literal["new", "same", "changed", "kept"]
 SIZE_MAX: Final = 4 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Change:
     """One file: what it holds (None: there is none) and what it would hold. ``kept``: it is left to the user."""
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from sage_sandbox.frozen import frozen
 from sage_sandbox.projectfiles.merging import ENTRY, MCP_JSON, server_in, with_ignored, with_server
 from sage_sandbox.workflow.model import schema
 
@@ -25,7 +25,7 @@ def _nothing(_: bytes) -> bool:
     return False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wanted:
     """One file by its path in the project: ``make`` says from what it holds what it should hold.
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from sage_sandbox.frozen import frozen
 from sage_sandbox.workflow.definition import Keep
 
 KEPT_BYTES: Final = 2000
@@ -44,7 +44,7 @@ class AsTheyAre:
         return text[:most]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Measure:
     """How much of a value is copied: items of each list, members of each mapping, characters of each text."""
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Final
 
 from sage_sandbox.events import Weight
+from sage_sandbox.frozen import frozen
 from sage_sandbox.outcome import Attempt, Outcome, Violation
 from sage_sandbox.results.filtering import KEPT_BYTES, kept
 from sage_sandbox.results.personal import Cleaner, may_hold
@@ -24,7 +25,7 @@ STREAM_SHOWN: Final = 2000
 _WHOLE: Final = Keep(max_bytes=1 << 62)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Handed:
     """What is handed back of one outcome.
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from itertools import groupby
 from typing import Final, NamedTuple, TypeVar
 
+from sage_sandbox.frozen import frozen
 from sage_sandbox.outcome import Attempt, Contact, Outcome, Violation
 from sage_sandbox.policy import SECRET_NAMES, STATE_KEY_NAMES, STREAM_KEPT
 from sage_sandbox.results.json_strings import JsonStrings
@@ -72,7 +73,7 @@ def _is_secret_name(name: str) -> bool:
     return f"_{name.upper()}".endswith(_SECRET_SUFFIXES)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Hits:
     """What was replaced: the name of its rule for each secret, in the order they were found."""
 

@@ -12,9 +12,10 @@ import os
 import socket
 import threading
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final, Literal
 
+from sage_sandbox.frozen import frozen
 from sage_sandbox.outcome import Violation
 from sage_sandbox.policy import (
     CALLS_MAX,
@@ -48,7 +49,7 @@ class NoCall(Exception):
     """What came over a connection is nothing that a caller of ours would send."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Desk:
     """What a supervisor's operations have in common: who carries calls out, who lists tools, the room for threads."""
 

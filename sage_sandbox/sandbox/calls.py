@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from sage_sandbox.frozen import frozen
 from sage_sandbox.outcome import Usage
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Call:
     """What a child asked for, already parsed and checked for size, depth and nodes.
 
@@ -20,7 +20,7 @@ class Call:
     arguments: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Answer:
     """What came of a call: ``value`` is JSON text, at most 16 MiB; ``error`` one line for the child.
 
@@ -39,7 +39,7 @@ class Answer:
     usage: tuple[Usage, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ToolSpec:
     """A tool as its server describes it; ``input_schema`` is JSON text."""
 

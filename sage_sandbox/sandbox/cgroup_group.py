@@ -12,16 +12,16 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from sage_sandbox.frozen import frozen
 from sage_sandbox.sandbox import cgroup_files as files
 
 PATIENCE_S: Final = 2.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GroupUsage:
     """What an operation's processes used together since `Cgroup.limit`.
 
@@ -35,7 +35,7 @@ class GroupUsage:
     pids_refused: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Counters:
     """Counters that only grow: an operation's share is the difference."""
 
@@ -44,7 +44,7 @@ class Counters:
     pids_refused: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Places:
     """The folder of one group for each controller: the same one three times on version 2."""
 

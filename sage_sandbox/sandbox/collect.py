@@ -12,9 +12,9 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 
 from sage_sandbox.errors import SageError
+from sage_sandbox.frozen import frozen
 from sage_sandbox.outcome import Artifact
 from sage_sandbox.policy import (
     ARTIFACT_DEPTH_MAX,
@@ -37,7 +37,7 @@ class Uncollectable(SageError):
     """What the operation left is not what it may leave; the message names the file and why."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Found:
     """One entry of a folder that an operation wrote: its path as components, and what lstat(2) said of it."""
 
@@ -158,7 +158,7 @@ def commit(work_fd: int, changes: list[Change]) -> tuple[str, ...]:
     return tuple(change.path for change in changes if not change.folder)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Change:
     """One thing to do outside: write the staged file ``source`` to ``path`` beneath ``root``, or remove it (None)."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
+from sage_sandbox.frozen import frozen
 from sage_sandbox.policy import Limits, Policy
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Job:
     """One operation, ready for a sandbox.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sage_sandbox.errors import NotGranted
+from sage_sandbox.frozen import frozen
 from sage_sandbox.policy import is_git_config, is_hidden
 
 Mask = tuple[str, bytes | None]
@@ -20,7 +21,7 @@ _SETTLED_NS = 2_000_000_000
 _EXTENSIONS = ("objectformat", "refstorage", "worktreeconfig", "partialclone", "noop", "compatobjectformat")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Listing:
     """One folder as last read: valid while its modification time, change time and inode stay the same.
 

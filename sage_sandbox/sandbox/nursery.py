@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from sage_sandbox.errors import NotGranted, SageError, SandboxUnavailable
+from sage_sandbox.frozen import frozen
 from sage_sandbox.policy import RESULT_MAX, MiB
 from sage_sandbox.sandbox.cgroup import Cgroup
 from sage_sandbox.sandbox.inside import entry, wire
@@ -93,7 +94,7 @@ class Frames:
         return frame
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Gone:
     """How a child ended, as its zygote saw it: wait status, CPU seconds, peak resident set (bytes)."""
 

@@ -17,11 +17,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from sage_sandbox.errors import SageError
+from sage_sandbox.frozen import frozen
 from sage_sandbox.sandbox import cgroup, steps
 from sage_sandbox.sandbox.inside import namespaces
 from sage_sandbox.sandbox.inside import syscalls as sc
@@ -42,7 +42,7 @@ _LANDLOCK: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Feature:
     """One thing the sandbox is made of.
 

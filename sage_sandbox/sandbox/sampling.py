@@ -34,6 +34,8 @@ from dataclasses import dataclass
 from random import SystemRandom
 from typing import Final
 
+from sage_sandbox.frozen import frozen
+
 FILL_RATE: Final = 2.5 * (1 << 30)
 """Bytes a second that one core can at most touch first (measured: page faults with zeroing)."""
 
@@ -51,7 +53,7 @@ _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _GONE_MAX: Final = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reading:
     """What one tick found. Sizes in bytes.
 
@@ -75,7 +77,7 @@ class Reading:
         return (self.rss if self.pss is None else self.pss) + self.work
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Process:
     """One process: processor seconds of its own, and of the dead children it waited for.
 

@@ -7,24 +7,18 @@ import os
 import resource
 import stat
 import sys
-from dataclasses import dataclass
 from functools import cache
 
 from sage_sandbox.errors import NotGranted, SandboxUnavailable
+from sage_sandbox.frozen import frozen
 from sage_sandbox.policy import Limits, Policy
 from sage_sandbox.sandbox.inside import seccomp, syscalls, tools, wire
 from sage_sandbox.sandbox.masks import Masker
 from sage_sandbox.sandbox.packages import FOLDER as PACKAGES
 from sage_sandbox.sandbox.packages import Bind
+from sage_sandbox.sandbox.system import ETC, SYSTEM_FOLDERS
 
 DEVICES = ("null", "zero", "full", "random", "urandom")
-SYSTEM_FOLDERS = ("bin", "sbin", "lib", "lib64", "lib32", "libx32")
-ETC = (
-    "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "ssl/certs", "ssl/openssl.cnf", "ssl/cert.pem",
-    "ca-certificates", "pki/tls/certs", "pki/ca-trust/extracted", "localtime", "mime.types", "protocols", "services",
-)  # fmt: skip
-"""What an operation sees of the host's /etc: how to find libraries, trust certificates, tell time."""
-
 UID_BASE = 0x7000_0000
 """As root, a worker's operations run as this plus the worker's pid: above systemd's container ranges, below 2^31
 (systemd's UIDS-GIDS document lists 1879048192 to 2147483647 as unused)."""
@@ -38,7 +32,7 @@ _PYTHON = f"{wire.PROGRAMS}/.python"
 """A link to the interpreter: the first line of a program cannot name every path (execve(2))."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Identity:
     """As whom operations run: ``privileged`` if the host's root is who starts them."""
 
@@ -153,7 +147,7 @@ def _tool_program() -> bytes:
         return f"#!{_PYTHON} -IS\n".encode() + file.read()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Blueprint:
     """The steps of one child. Equal blueprints make equal children: a spare prepared for one serves the other."""
 
@@ -172,7 +166,7 @@ class Blueprint:
         return "box" if self.bound else "."
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stage:
     """Where writes to one granted path are held until the operation succeeded: layer number, path, whether a folder."""
 

@@ -7,9 +7,10 @@ import json
 import os
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final, Literal
 
+from sage_sandbox.frozen import frozen
 from sage_sandbox.outcome import Capabilities, Contact, Outcome, Reason, Violation
 from sage_sandbox.policy import CALLS_MAX, RESULT_MAX, STREAM_MAX, KiB, Limits, MiB, format_duration, format_size
 from sage_sandbox.sandbox import explain, outside
@@ -29,7 +30,7 @@ _NAMED_MAX: Final = 3
 _REFUSED_BY_PROXY: Final = ("403", "forbidden", "proxy", "tunnel")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ending:
     """Everything seen of one operation once it is dead: times in seconds, sizes in bytes.
 
@@ -57,7 +58,7 @@ class Ending:
     denied: tuple[tuple[str, Violation], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Judgement:
     reason: Reason | None
     error: str = ""

@@ -7,9 +7,9 @@ import os
 import select
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, Literal
 
+from sage_sandbox.frozen import frozen
 from sage_sandbox.outcome import Capabilities, Contact
 from sage_sandbox.policy import STREAM_KEPT, STREAM_MAX
 from sage_sandbox.sandbox.calling import NoCall, ToolCalls
@@ -24,7 +24,7 @@ _CGROUP_TICK_S: Final = 0.05
 _CHUNK: Final = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Relay:
     """Passes an operation's streams on while it runs: bytes from ``source`` go in, what comes out goes to ``sinks``.
 

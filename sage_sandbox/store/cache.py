@@ -16,13 +16,13 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from sage_sandbox.disk.files import Folder, sage_folder
 from sage_sandbox.disk.locking import acquire
 from sage_sandbox.errors import Locked, SageError, StateCorrupted
+from sage_sandbox.frozen import frozen
 from sage_sandbox.store.envelope import Subject, open_sealed, seal
 from sage_sandbox.store.keys import Keys
 
@@ -50,7 +50,7 @@ _SLACK_S: Final = 60.0
 """How far in the future an answer may have been made: clocks are put back a little."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Answer:
     """What was found: ``content`` is JSON text, ``age_s`` how long ago it was put there."""
 
@@ -58,7 +58,7 @@ class Answer:
     age_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stats:
     """What there is: ages in seconds, None where there is nothing. ``answers`` are those of tools and models."""
 

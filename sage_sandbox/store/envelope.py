@@ -12,12 +12,12 @@ import hmac
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
 
 from sage_sandbox.errors import StateCorrupted, StateTooNew, WrongKey
+from sage_sandbox.frozen import frozen
 from sage_sandbox.store.keys import Keys
 
 AES: Final = "AES-256-GCM"
@@ -62,7 +62,7 @@ _TRAILER: Final = {
 _TRAILER_BYTES: Final = {algorithm: 88 + 2 * size for algorithm, size in _TAG_BYTES.items()}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Subject:
     """What a sealed file is of. In an expectation, "" and -1 stand for any."""
 
@@ -74,7 +74,7 @@ class Subject:
     number: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Header:
     """What a file says of itself; worth nothing but a message until its tag was found true."""
 
@@ -93,7 +93,7 @@ class Header:
         return self.algorithm == AES
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Opened:
     """A sealed file whose tag was true."""
 

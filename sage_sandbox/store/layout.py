@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +12,7 @@ from sage_sandbox.disk.files import Folder, sage_folder
 from sage_sandbox.disk.marks import Mark as AnchorFile
 from sage_sandbox.disk.places import ProjectPlace
 from sage_sandbox.errors import StateCorrupted
+from sage_sandbox.frozen import frozen
 from sage_sandbox.store.envelope import Opened, Subject, open_sealed
 from sage_sandbox.store.keys import Keys
 
@@ -32,7 +33,7 @@ class Foreign(StateCorrupted):
     """A file that is true, but for another project or under the other setting: `state rekey` takes it over."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Anchor:
     """How far the state had come when it was last written.
 
@@ -125,7 +126,7 @@ def read_anchor(place: ProjectPlace, feature: str) -> Anchor | None:
     return Anchor(fields[0], *map(int, fields[1:4])) if fields else None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reader:
     """Opens the sealed files of one feature: each from its name, each for what it must be. StateCorrupted, WrongKey.
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Final, Literal, TypeVar
 
 from sage_sandbox.disk.files import Folder
 from sage_sandbox.disk.places import ProjectPlace
 from sage_sandbox.errors import NoSuchRun, StateCorrupted
+from sage_sandbox.frozen import frozen
 from sage_sandbox.store.envelope import Opened
 from sage_sandbox.store.keys import Keys
 from sage_sandbox.store.layout import (
@@ -52,7 +53,7 @@ class RolledBack(StateCorrupted):
     """The state is whole, and older than what was written last."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Damage:
     """A file that is not what was written there: its name, what is wrong, the phase that runs again for it, if any."""
 
@@ -61,7 +62,7 @@ class Damage:
     phase: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Found:
     """A run as it stands on disk. ``checkpoints`` are those that count, by phase; ``main`` the main file's good bytes.
 
@@ -81,7 +82,7 @@ class Found:
     repaired: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Main:
     """The main file, or what stands for it. ``definition`` is the number of the definition in force."""
 

@@ -10,12 +10,13 @@ import base64
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, field, fields
 from functools import partial
 from typing import Any, Final, Literal, TypeVar
 
 from sage_sandbox.deferred import Deferred
 from sage_sandbox.errors import StateCorrupted
+from sage_sandbox.frozen import frozen
 from sage_sandbox.outcome import Artifact, Attempt, CachedAnswer, Capabilities, Contact, Outcome, Usage, Violation
 from sage_sandbox.store.migrations import upgrade
 
@@ -29,7 +30,7 @@ Dropped = tuple[str, int, int]
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Definition:
     """What a run goes by: the template as it was read, its parameters, what the user allowed, and what does not count.
 
@@ -58,7 +59,7 @@ class Definition:
     absent: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Checkpoint:
     """What a phase left when it ended: every outcome in the order of the definition. Times are ISO 8601, UTC.
 
@@ -96,7 +97,7 @@ class Checkpoint:
         return Mark(self.attempt, self.outcome, self.generation)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Mark:
     """A checkpoint in the index of the main file."""
 
@@ -105,7 +106,7 @@ class Mark:
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Session:
     """One process that worked on the run: when it began and, unless it was killed, when and how it ended."""
 
@@ -114,7 +115,7 @@ class Session:
     status: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class State:
     """The main file: where a run stands. ``absent`` and ``dropped`` account for generations that no file has."""
 

@@ -6,8 +6,10 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Final
+
+from sage_sandbox.frozen import frozen
 
 NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 START_S: Final = 60.0
@@ -16,7 +18,7 @@ START_S: Final = 60.0
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Server:
     """One definition: a program that is started (``command``), or an address that is called (``url``).
 

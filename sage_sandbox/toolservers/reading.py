@@ -9,7 +9,7 @@ import os
 import stat
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from sage_sandbox.disk.files import Untrusted, sage_folder
 from sage_sandbox.errors import DefinitionError, Problem, UsageError
 from sage_sandbox.escaping import clip, escape
+from sage_sandbox.frozen import frozen
 from sage_sandbox.policy import STATE_KEY_NAMES
 from sage_sandbox.toolservers.definition import NAME, Server, variables_in
 
@@ -33,7 +34,7 @@ _PACE: Final = ("at_once", "per_second")
 _NEVER: Final = frozenset({*STATE_KEY_NAMES, "SAGE_STATE_KEY_FILE"})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Catalog:
     """The servers of a project by name, and what is wrong with its files; a definition with an error is not here."""
 

@@ -7,16 +7,17 @@ template is in `workflow.model`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal, TypeVar
 
+from sage_sandbox.frozen import frozen
 from sage_sandbox.policy import Limits, Policy
 
 OperationType = Literal["python", "command", "mcp", "llm"]
 OutputKind = Literal["text", "lines", "json"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AskedLimits:
     """What a template asks for; None where it says nothing (bytes, seconds)."""
 
@@ -26,7 +27,7 @@ class AskedLimits:
     disk: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SourceFile:
     """A Python file of the template, read once: what was digested is what runs. ``name`` is relative to it."""
 
@@ -34,7 +35,7 @@ class SourceFile:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Keep:
     """What of a result reaches people and agents; state keeps all of it."""
 
@@ -43,7 +44,7 @@ class Keep:
     max_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Operation:
     """One thing to run in one sandbox, one tool to call, or one question to a model."""
 
@@ -81,7 +82,7 @@ class Operation:
     """Where the operation stands in its template (1-based)."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Phase:
     """One or several operations that run in parallel once the dependencies are done."""
 
@@ -95,7 +96,7 @@ class Phase:
     """Written as a mapping, not as a list: its result is the operation's own."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Parameter:
     """A workflow parameter: set by ``--param``, else the default; required where ``required``."""
 
@@ -105,7 +106,7 @@ class Parameter:
     description: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Budgets:
     """The most that a run may spend on the whole, over all its processes; None: no such budget.
 
@@ -145,7 +146,7 @@ def _smaller(one: _Number | None, other: _Number | None) -> _Number | None:
     return min(one, other)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Template:
     """What a workflow was made of, as it was read: the text, its format, and the text of every file it names."""
 
@@ -154,7 +155,7 @@ class Template:
     files: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Workflow:
     """A whole definition, and the template it came from."""
 

@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 from sage_sandbox.errors import DefinitionError, Problem
 from sage_sandbox.escaping import clip
+from sage_sandbox.frozen import frozen
 from sage_sandbox.workflow.positions import UNKNOWN, FieldPath, Locator, Place, show_path
 
 PROBLEMS_MAX: Final = 100
@@ -20,7 +21,7 @@ class EnoughFound(Exception):
     """Never leaves the room: there is so much wrong that looking further would only take time."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Finding:
     """One thing wrong: ``place`` is set where the reader knew it, ``file`` where it is not the template itself."""
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from sage_sandbox.errors import DefinitionError, Problem, UsageError
 from sage_sandbox.escaping import clip
+from sage_sandbox.frozen import frozen
 from sage_sandbox.workflow.definition import Template, Workflow
 from sage_sandbox.workflow.findings import Findings, invalid, refuse
 from sage_sandbox.workflow.parsing import FORMATS, SIZE_MAX, Format, parse
@@ -20,7 +21,7 @@ from sage_sandbox.workflow.sources import SourceReader, read_regular
 _DIGEST_DOMAIN: Final = b"sage-sandbox template 1\0"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Report:
     """What came of a template: the workflow unless a problem is an error, every problem, and the shape of its graph."""
 

@@ -133,6 +133,8 @@ Names = Annotated[tuple[Plain, ...], _Listed]
 
 
 class _Model(BaseModel):
+    # What checks a model is built when it first checks something. Defaults are constructed: they need no check, and
+    # would have their models' built here.
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True, defer_build=True)
 
 
@@ -170,8 +172,8 @@ class KeepModel(_Model):
 class _OperationModel(_Model):
     id: Id | None = Field(default=None, description="unique in its phase; default op-1, op-2 by position")
     params: Any = Field(default=None, description="data for the operation; may hold ${...} references")
-    policy: PolicyModel = PolicyModel()
-    limits: LimitsModel = LimitsModel()
+    policy: PolicyModel = PolicyModel.model_construct()
+    limits: LimitsModel = LimitsModel.model_construct()
     timeout: Duration | None = Field(default=None, description="default: that of its phase")
     retries: int = Field(default=0, ge=0, le=RETRIES_MAX, description="after an error, a timeout or a lost worker")
     cache: CacheAsked | None = None
@@ -315,7 +317,7 @@ class WorkflowFields(_Model):
     parameters: dict[Annotated[str, Field(pattern=PARAMETER_PATTERN)], ParameterModel] = Field(
         default={}, max_length=1_000, json_schema_extra={"additionalProperties": False}
     )
-    budgets: BudgetsModel = BudgetsModel()
+    budgets: BudgetsModel = BudgetsModel.model_construct()
     phases: list[Any] = Field(min_length=1)
 
 

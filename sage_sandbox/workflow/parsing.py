@@ -7,9 +7,9 @@ import math
 import re
 import tomllib
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from sage_sandbox.frozen import frozen
 from sage_sandbox.policy import MiB
 from sage_sandbox.workflow.findings import EnoughFound, Finding, Findings, refuse
 from sage_sandbox.workflow.positions import (
@@ -42,7 +42,7 @@ _DOTTED = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Document:
     """The data of one template, and where it stands in the text."""
 

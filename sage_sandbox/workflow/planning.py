@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
 from typing import Final
 
+from sage_sandbox.frozen import frozen
 from sage_sandbox.workflow.definition import Workflow
 from sage_sandbox.workflow.pausing import collector_paused
 
@@ -17,7 +17,7 @@ Edges = Mapping[str, tuple[str, ...]]
 """The dependencies of each phase, by phase id, in the order of the file."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Plan:
     """Everything the order decides. Batch ``n`` holds the phases whose longest chain of dependencies has ``n`` phases.
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from sage_sandbox.errors import ReferenceMissing
+from sage_sandbox.frozen import frozen
 from sage_sandbox.policy import RESULT_MAX, format_size
 from sage_sandbox.workflow.definition import Operation
 from sage_sandbox.workflow.findings import quote
@@ -23,7 +24,7 @@ _MARK: Final = re.compile(r"\$\$\{|\$\{")
 _PATH: Final = re.compile(r"([^.{}$\s]+(?:\.[^.{}$\s]+)*)\}")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reference:
     """A path: its first step names where to look (params, feature, or a dependency's id)."""
 

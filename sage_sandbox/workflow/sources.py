@@ -7,11 +7,11 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from sage_sandbox.frozen import frozen
 from sage_sandbox.policy import MiB, format_size, is_hidden
 from sage_sandbox.workflow.findings import did_you_mean, quote
 
@@ -108,7 +108,7 @@ def _decode(content: bytes) -> str:
         raise ValueError("is not UTF-8") from None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CodeTrouble:
     """Why a source cannot run, and where in it (1-based; 0 where the parser does not know)."""
 

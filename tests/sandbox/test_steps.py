@@ -24,6 +24,7 @@ from sage_sandbox.policy import Limits, MiB, Policy
 from sage_sandbox.sandbox import steps
 from sage_sandbox.sandbox.inside import syscalls, tools, wire
 from sage_sandbox.sandbox.masks import Masker
+from sage_sandbox.sandbox.system import SYSTEM_FOLDERS
 
 ORDER = (
     "Namespaces", "Listen", "Work", "OwnRoot", "Place", "Attach", "Proc", "Landlock", "Pivot", "Identity",
@@ -331,7 +332,7 @@ def test_nothing_of_the_host_is_bound_but_the_system_and_the_interpreter(tmp_pat
         source for source, _path, folder in foundation.binds if folder and not source.startswith(("/etc/", "/usr"))
     }
 
-    assert folders <= {f"/{name}" for name in steps.SYSTEM_FOLDERS} | {os.path.realpath(sys.base_prefix)}
+    assert folders <= {f"/{name}" for name in SYSTEM_FOLDERS} | {os.path.realpath(sys.base_prefix)}
     assert ("/usr", "/usr", True) in foundation.binds
     assert not {"/etc/shadow", "/etc/passwd", "/etc/resolv.conf"} & {
         source for source, _path, _folder in foundation.binds
