@@ -54,10 +54,10 @@ def spent_before(found: Found) -> Spent:
     Each wrote the sum of all before it, so the most is the latest.
     """
     notes = [found.state.metrics.get("spent", {}), *(held.spent for held in found.checkpoints.values())]
-    known = [read_spent(note) for note in notes]
-    most = max(known, key=lambda spent: spent.tokens)
-    ran_s = float(found.state.metrics.get("totalTime", 0)) / 1000
-    return Spent(most.usage, max(ran_s, *(spent.time_s for spent in known)))
+    asked = (read_spent(note) for note in notes if note.get("usage"))
+    most = max(asked, key=lambda spent: spent.tokens, default=Spent())
+    ran_ms = max(float(found.state.metrics.get("totalTime", 0)), *(float(note.get("timeMs", 0)) for note in notes))
+    return Spent(most.usage, ran_ms / 1000)
 
 
 @frozen

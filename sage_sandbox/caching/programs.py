@@ -77,7 +77,7 @@ def _inner(path: str) -> list[str]:
 
 def _of(path: str) -> Found:
     try:
-        found = Path(path).stat()
+        found = os.stat(path)
     except OSError:
         return path, None
     return path, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +26,10 @@ def user_settings(config: Path) -> Mapping[str, Any]:
     path = config / CONFIG
     with folder, suppress(FileNotFoundError):
         try:
-            return tomllib.loads(folder.read(CONFIG, SIZE_MAX).decode())
+            text = folder.read(CONFIG, SIZE_MAX).decode()
+            import tomllib  # few have settings
+
+            return tomllib.loads(text)
         except PermissionError as error:
             raise UsageError(f"{path} cannot be read: permission denied") from error
         except ValueError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any, Final
 
 from sage_sandbox.errors import UsageError
@@ -44,6 +43,8 @@ def parse_budget_options(texts: Iterable[str]) -> Budgets:
 def _parse(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if name not in _PARSERS:
+        from difflib import get_close_matches
+
         close = get_close_matches(name, _PARSERS, n=1)
         hint = f"did you mean {close[0]}?" if close else "one of " + ", ".join(_PARSERS)
         raise UsageError(f"--budget does not know {name!r}", hint)

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -49,6 +48,8 @@ def parse_limit_option(text: str) -> tuple[str, float]:
     """``memory=1G`` as the name of a field of Limits and its value; UsageError on anything else."""
     name, equals, value = text.partition("=")
     if name not in _PARSERS:
+        from difflib import get_close_matches
+
         close = get_close_matches(name, _PARSERS, n=1)
         hint = f"did you mean {close[0]}?" if close else "one of " + ", ".join(_PARSERS)
         raise UsageError(f"--limit does not know {name!r}", hint)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -99,7 +98,9 @@ def count_of(number: int, noun: str) -> str:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``, did you mean 'phases'?`` if something known is close to it, else nothing."""
     candidates = [name for name, _ in zip(known, range(_CANDIDATES_MAX), strict=False)]
-    close = difflib.get_close_matches(word[:64], candidates, 1, 0.6)
+    from difflib import get_close_matches
+
+    close = get_close_matches(word[:64], candidates, 1, 0.6)
     return f", did you mean {quote(close[0])}?" if close else ""
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import tomllib
 from contextlib import suppress
 from typing import Any, Final, Literal
 
@@ -155,6 +154,8 @@ def _number_place(text: str) -> Place:
 def _read_toml(text: str, source: str) -> Any:
     if dotted := _DOTTED.search(text):
         raise refuse(source, _TOO_DEEP, place_at(text, dotted.start()))
+    import tomllib
+
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
