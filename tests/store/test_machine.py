@@ -281,7 +281,7 @@ class Machine(RuleBasedStateMachine):
             assert found.get(name) in (self.anchors + allowed if name == "anchor" else allowed), name
         # Nothing is refused that was not refused before; there may be no run where one step leaves none.
         before = set(map(refusal, (self.steps[0], *self.unsynced)))
-        if before <= {None, NoSuchRun} and not anchored_before_its_definition(self.steps[0]):
+        if before <= {None, NoSuchRun} and not is_anchored_elsewhere(self.steps[0]):
             assert refusal(found) in {None, *before, *map(refusal, self.steps)} & {None, NoSuchRun}
         return found
 
@@ -753,10 +753,14 @@ class Machine(RuleBasedStateMachine):
                 assert stat.S_IMODE(mode) == (0o700 if stat.S_ISDIR(mode) else 0o600), path
 
 
-def anchored_before_its_definition(disk: Disk) -> bool:
-    """Whether the power went before the anchor knew of the definition: nothing is made anew of that one then."""
-    mains = [what for name in MAINS if isinstance(what := disk.get(name), Main)]
-    return "anchor" in disk and any(main.state.definition > disk["anchor"].definition for main in mains)
+def is_anchored_elsewhere(disk: Disk) -> bool:
+    """Whether nothing is made anew of the definition, for the anchor is of an earlier one, or of another run.
+
+    The power went before the anchor knew of it, or somebody put the files of another run back.
+    """
+    mains = [what.state for name in MAINS if isinstance(what := disk.get(name), Main)]
+    anchor = disk.get("anchor")
+    return anchor is not None and any(main.definition > anchor.definition or main.run != anchor.run for main in mains)
 
 
 def refusal(disk: Disk) -> type[SageError] | None:
