@@ -7,7 +7,7 @@ anchor was put back, and never is a race.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import field, replace
 from typing import Final, Literal, TypeVar
 
@@ -164,12 +164,10 @@ def _read(reader: Reader, anchor: Anchor | None, *, accept: bool = False) -> Fou
 
 @contextmanager
 def _opened_below(reader: Reader) -> Iterator[Folder | None]:
-    try:
-        below = reader.folder.below(folder_name(reader.feature))
-    except FileNotFoundError:
-        yield None
-        return
-    with below:
+    with ExitStack() as opened:
+        below = None
+        with suppress(FileNotFoundError):
+            below = opened.enter_context(reader.folder.below(folder_name(reader.feature)))
         yield below
 
 

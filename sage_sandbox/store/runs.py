@@ -268,8 +268,7 @@ class RunStore:
             anchors.sweep(f"{self.feature}.")
 
     def _open_below(self) -> None:
-        if self._below is None:
-            self._below = self._folder.below(folder_name(self.feature), make=True)
+        self._below = self._folder.below(folder_name(self.feature), make=True)
 
     def _subject(self, kind: str, name: str, number: int) -> Subject:
         return Subject(self._place.id, self.feature, self._run, kind, name, number)
