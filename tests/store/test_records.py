@@ -1,4 +1,4 @@
-"""Records that are sealed well and are not what this program writes: said with their place, as soon as they are read."""
+"""Records that are sealed well and are not what this program writes: said with their place, once they are read."""
 
 from __future__ import annotations
 
@@ -38,5 +38,5 @@ def test_results_that_do_not_add_up_are_refused_when_they_are_looked_at(rest):
     head, mark, _ = payload.partition(b'"results":')
     read = decode_checkpoint(head + mark + rest, "where", 1)
 
-    with pytest.raises(StateCorrupted, match=r"^where is no checkpoint of this program: ValueError: its results do not"):
+    with pytest.raises(StateCorrupted, match=r"^where is no checkpoint of this program: ValueError: its results"):
         list(read.operations)
