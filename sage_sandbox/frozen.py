@@ -16,7 +16,12 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def frozen(cls: type[T]) -> type[T]:
-    """As ``@dataclass(frozen=True, slots=True)``, for a class that has no base and no ``__post_init__``."""
+    """As ``@dataclass(frozen=True, slots=True)``, for a class without a base or methods of those names.
+
+    Its fields are plain: each is a parameter, compared and hashed. TypeError for any other, which would be passed over.
+    """
+    if cls.__bases__ != (object,) or vars(cls).keys() & {"__init__", "__post_init__", *_COMMON}:
+        raise TypeError(f"{cls.__qualname__} has a base or a method that a plain record has not: use dataclass")
     made: Any = dataclass(init=False, repr=False, eq=False, slots=True)(cls)
     names = made.__match_args__
     # Of one name, attrgetter gives no tuple.
@@ -32,6 +37,8 @@ def _initializer(cls: Any) -> Any:
     known: dict[str, Any] = {"_set": object.__setattr__, "_absent": _ABSENT}
     parameters, body = ["self"], ["pass"]
     for one in fields(cls):
+        if not (one.init and one.compare) or one.kw_only or one.hash is not None:
+            raise TypeError(f"{cls.__qualname__}.{one.name} is no plain field: use dataclass")
         name = value = parameter = one.name
         if one.default is not MISSING:
             known[f"_{name}"] = one.default

@@ -112,6 +112,23 @@ def test_a_value_too_few_or_too_many_is_an_error() -> None:
         maker("a", other=1)
 
 
+@pytest.mark.parametrize("name", ["__init__", "__post_init__", "__repr__", "__eq__", "__hash__", "__getstate__"])
+def test_a_method_that_would_be_passed_over_is_refused(name: str) -> None:
+    with pytest.raises(TypeError, match="Made has a base or a method"):
+        frozen(type("Made", (), {"__annotations__": {"key": str}, name: lambda self: None}))
+
+
+def test_a_base_is_refused() -> None:
+    with pytest.raises(TypeError, match="Made has a base or a method"):
+        frozen(type("Made", (One,), {"__annotations__": {"key": str}}))
+
+
+@pytest.mark.parametrize("how", [{"init": False}, {"compare": False}, {"kw_only": True}, {"hash": False}], ids=str)
+def test_a_field_that_is_not_plain_is_refused(how: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=r"Made\.key is no plain field"):
+        frozen(type("Made", (), {"__annotations__": {"key": str}, "key": field(default="", **how)}))
+
+
 def test_methods_of_its_own_are_kept() -> None:
     assert Many("a", 4).long
 

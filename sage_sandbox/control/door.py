@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from sage_sandbox.disk.files import Folder
 from sage_sandbox.disk.places import open_runtime
@@ -59,8 +59,10 @@ class Door:
         self.listener = self._folder = None
 
     def _bind(self, folder: Folder) -> socket.socket:
-        listener = bind(folder, self._name)
-        listener.setblocking(False)
-        found = os.stat(self._name, dir_fd=folder.fd, follow_symlinks=False)
-        self._identity = (found.st_dev, found.st_ino)
+        with ExitStack() as undo:
+            listener = undo.enter_context(bind(folder, self._name))
+            listener.setblocking(False)
+            found = os.stat(self._name, dir_fd=folder.fd, follow_symlinks=False)
+            self._identity = (found.st_dev, found.st_ino)
+            undo.pop_all()
         return listener

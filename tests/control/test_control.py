@@ -511,6 +511,20 @@ class TestTheSocket:
             Server.open(ID, "f", handler=handler)
         assert before == open_descriptors()
 
+    def test_that_is_taken_away_at_once_leaves_nothing_open(self, handler, monkeypatch):
+        bound = []
+
+        def bind_and_lose(folder, name):
+            bound.append(sockets.bind(folder, name))
+            folder.remove(name)
+            return bound[0]
+
+        monkeypatch.setattr(door, "bind", bind_and_lose)
+
+        with pytest.raises(FileNotFoundError):
+            Server.open(ID, "f", handler=handler)
+        assert -1 == bound[0].fileno()
+
     def test_without_a_thread_is_none(self, handler, runtime, monkeypatch):
         def refuse(_):
             raise RuntimeError("can't start new thread")
