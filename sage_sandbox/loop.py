@@ -127,7 +127,7 @@ class Loop:
         self._settle_never_started(self._phases)
 
     def cancel(self) -> None:
-        """End everything soon; safe in a signal handler and from other threads."""
+        """End everything soon; from any thread."""
         self._cancelled = True
         self._slots.wake()
 

@@ -269,8 +269,9 @@ class Runner:
                 self._tell(Notice("warning", text))
 
     def cancel(self, save: bool = True) -> None:
-        """End the run soon, its operations killed; safe in a signal handler, from other threads, and more than once.
+        """End the run soon, its operations killed; from any thread, and more than once.
 
+        Where signals shall do it, use `signals.cancelled_by_signals`: a handler may have to wait for the run to move.
         Without ``save`` nothing is kept of the phases that are cut short; what was committed stays.
         """
         if self._journal is not None and not save:

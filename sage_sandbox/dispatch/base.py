@@ -42,7 +42,7 @@ class Slots(Protocol):
         ...
 
     def wake(self) -> None:
-        """Make `wait` return soon; safe in a signal handler and from other threads."""
+        """Make `wait` return soon; from any thread."""
         ...
 
     def close(self) -> None:

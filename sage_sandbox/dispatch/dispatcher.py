@@ -12,6 +12,7 @@ import selectors
 import shutil
 import socket
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -62,8 +63,7 @@ class Dispatcher:
     """The slots of one run, from the first start to the last worker's end.
 
     ``project`` is the folder that operations see as their working directory, ``secrets`` are values that nothing they
-    leave may hold. `wake` may be called from a signal handler or another thread; everything else belongs to the thread
-    of the run.
+    leave may hold. `wake` may be called from any thread; everything else belongs to the thread of the run.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class Dispatcher:
         self._token = token_bytes(channel.TOKEN_BYTES)
         self._folder, self._listener = _meeting_place()
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._waking = threading.RLock()  # a signal handler of our caller's may interrupt who holds it
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._wakeup, selectors.EVENT_READ)
@@ -151,14 +152,14 @@ class Dispatcher:
         return news
 
     def wake(self) -> None:
-        """Make `wait` return soon; safe in a signal handler and from other threads."""
-        with suppress(OSError, ValueError):  # full, or closed
-            os.eventfd_write(self._wakeup, 1)
+        """Make `wait` return soon; from any thread."""
+        with self._waking, suppress(BlockingIOError):  # full: it returns anyway
+            if self._wakeup >= 0:
+                os.eventfd_write(self._wakeup, 1)
 
     def close(self) -> None:
         """Kill what runs, end every worker, remove the run folder. Nothing is left; a second call does nothing."""
-        wakeup, self._wakeup = self._wakeup, -1
-        if wakeup < 0:
+        if self._wakeup < 0:
             return
         for link in self._links:
             if link.idle:
@@ -174,7 +175,9 @@ class Dispatcher:
             link.cut()
         self._selector.close()
         self._listener.close()
-        os.close(wakeup)
+        with self._waking:  # the number is soon another file's
+            os.close(self._wakeup)
+            self._wakeup = -1
         shutil.rmtree(self._folder, ignore_errors=True)
 
     # -- inside --------------------------------------------------------------------------------------------------

@@ -109,12 +109,13 @@ def test_warm_starts_a_worker_before_there_is_a_workflow() -> None:
 
 
 CTRL_C = """
-import signal, sys
+import sys
 import fake_supervisor
 from workflows import flow, many, op
 from sage_sandbox.dispatch.dispatcher import Dispatcher
 from sage_sandbox.events import OperationStarted
 from sage_sandbox.runner import Runner
+from sage_sandbox.signals import cancelled_by_signals
 
 def observe(event):
     if isinstance(event, OperationStarted):
@@ -125,9 +126,8 @@ def main():
     dispatcher = Dispatcher("/", parallel=2, make_supervisor=fake_supervisor.inline_supervisor)
     workflow = flow(many("a", *(op(f"op-{n}", code) for n, code in enumerate(codes))))
     runner = Runner(workflow, feature="f", dispatcher=dispatcher, observers=[observe])
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: runner.cancel())
-    result = runner.run()
+    with cancelled_by_signals(runner.cancel):
+        result = runner.run()
     print(result.status, result.exit_code.value, [o.outcome.reason for o in result.phases[0].operations])
 
 if __name__ == "__main__":
