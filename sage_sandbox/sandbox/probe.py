@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 from sage_sandbox.errors import SageError
 from sage_sandbox.frozen import frozen
 from sage_sandbox.sandbox import cgroup, steps
-from sage_sandbox.sandbox.inside import namespaces
+from sage_sandbox.sandbox.inside import identity, mounts
 from sage_sandbox.sandbox.inside import syscalls as sc
 
 LEVEL_FULL: Final = "level full"
@@ -150,7 +150,7 @@ def _enter(kinds: int) -> None:
     sc.unshare(kinds if privileged else kinds | sc.CLONE_NEWUSER)
     if not privileged:
         with _proc_fd() as proc:
-            namespaces.write_maps(proc, "self", uid, gid)
+            identity.write_maps(proc, "self", uid, gid)
     if kinds & sc.CLONE_NEWNS:
         sc.mount("none", "/", None, sc.MS_REC | sc.MS_PRIVATE)
 
@@ -182,7 +182,7 @@ def _user_namespace() -> None:
     uid, gid = os.geteuid(), os.getegid()
     sc.unshare(sc.CLONE_NEWUSER | sc.CLONE_NEWUTS)
     with _proc_fd() as proc:
-        namespaces.write_maps(proc, "self", uid, gid)
+        identity.write_maps(proc, "self", uid, gid)
     sc.sethostname("sandbox")
     sc.unshare(sc.CLONE_NEWUSER)  # the child's own, inside of the zygote's
 
@@ -213,7 +213,7 @@ def _openat2() -> None:
 def _mount_calls() -> None:
     _enter(sc.CLONE_NEWNS)
     tree = sc.open_tree(sc.AT_FDCWD, "/", sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | sc.AT_RECURSIVE)
-    sc.mount_setattr(tree, "", sc.AT_EMPTY_PATH | sc.AT_RECURSIVE, namespaces.READ_ONLY)
+    sc.mount_setattr(tree, "", sc.AT_EMPTY_PATH | sc.AT_RECURSIVE, mounts.READ_ONLY)
     sc.move_mount(tree, "/proc")
     if not os.statvfs("/proc/proc").f_flag & os.ST_RDONLY:
         raise OSError(errno.EPERM, "mount_setattr: a mount beneath the bind is still writable")
@@ -222,9 +222,9 @@ def _mount_calls() -> None:
 def _idmapped_mounts() -> None:
     _enter(sc.CLONE_NEWNS)
     folder = os.getcwd()
-    userns = namespaces.make_idmap((os.geteuid(), os.getegid()), 4_000_000, 4_000_000)
+    userns = identity.make_idmap((os.geteuid(), os.getegid()), 4_000_000, 4_000_000)
     tree = sc.open_tree(sc.AT_FDCWD, folder, sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC)
-    sc.mount_setattr(tree, "", sc.AT_EMPTY_PATH, namespaces.READ_ONLY | sc.MOUNT_ATTR_IDMAP, userns)
+    sc.mount_setattr(tree, "", sc.AT_EMPTY_PATH, mounts.READ_ONLY | sc.MOUNT_ATTR_IDMAP, userns)
 
 
 def _seccomp() -> None:

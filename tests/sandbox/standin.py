@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from sage_sandbox.policy import Limits, Policy
 from sage_sandbox.sandbox import nursery, steps
-from sage_sandbox.sandbox.inside import child, entry, namespaces, syscalls, wire, zygote
+from sage_sandbox.sandbox.inside import child, entry, syscalls, wire, zygote
+from sage_sandbox.sandbox.inside.foundation import enter_zygote
 from sage_sandbox.sandbox.masks import Masker
 
 CALL: Final = wire.PythonRequest("def run():\n    return 'ran'\n", "op.py", (), b"null", b"{}", (), 1 << 20, False)
@@ -42,7 +43,7 @@ def enter(*, privileged: bool) -> None:
     """Become pid 1 of a pid namespace, as a zygote does; who stays behind waits and says nothing."""
     if not privileged:
         entry.enter_user_namespace()
-    namespaces.enter_zygote()
+    enter_zygote()
     if inner := os.fork():
         os._exit(os.waitstatus_to_exitcode(os.waitpid(inner, 0)[1]) & 0x7F)
     syscalls.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: when the test kills who stayed behind

@@ -17,8 +17,9 @@ from sandbox.standin import CALL, climbed, compiled, inherit, whole
 
 from sage_sandbox.errors import ExitCode, SandboxUnavailable
 from sage_sandbox.policy import Policy
-from sage_sandbox.sandbox.inside import child, namespaces, programs, wire
+from sage_sandbox.sandbox.inside import child, programs, wire
 from sage_sandbox.sandbox.inside import syscalls as sc
+from sage_sandbox.sandbox.inside.foundation import lay_foundation
 from sage_sandbox.sandbox.job import Job
 
 pytestmark = pytest.mark.usefixtures("_namespaces")
@@ -288,7 +289,7 @@ def not_confined(who, project, blueprint, act):
 def _privileges_can_be_gained(who, project, _plan):
     foundation = standin.found(who, project)
     standin.enter(privileged=who.privileged)
-    namespaces.lay_foundation(foundation, os.open("/proc", os.O_PATH))
+    lay_foundation(foundation, os.open("/proc", os.O_PATH))
 
 
 def _capabilities_are_left(who, project, plan):

@@ -15,7 +15,7 @@ import pytest
 from sandbox.standin import climbed, compiled, inherit, whole
 
 from sage_sandbox.policy import Policy
-from sage_sandbox.sandbox.inside import entry, namespaces, wire
+from sage_sandbox.sandbox.inside import attaching, entry, foundation, identity, mounts, namespaces, wire
 from sage_sandbox.sandbox.inside import syscalls as sc
 
 pytestmark = pytest.mark.usefixtures("_namespaces")
@@ -52,7 +52,7 @@ def attached(in_child, who, project):
             climbed(inherited, tuple(first))
             before()
             for step in grants:
-                namespaces.attach(step, (who.uid, who.gid), inherited.idmaps)
+                attaching.attach(step, (who.uid, who.gid), inherited.idmaps)
             return act()
 
         return in_child(apply)
@@ -374,7 +374,7 @@ def test_maps_show_one_user_and_deny_setgroups(in_child, who):
         uid, gid = os.geteuid(), os.getegid()
         proc = os.open("/proc", os.O_PATH)
         sc.unshare(sc.CLONE_NEWUSER)
-        namespaces.write_maps(proc, "self", uid, gid)
+        identity.write_maps(proc, "self", uid, gid)
         return [read(f"/proc/self/{name}").split() for name in ("uid_map", "gid_map", "setgroups")], uid, gid
 
     maps, uid, gid = in_child(act)
@@ -385,7 +385,7 @@ def test_maps_show_one_user_and_deny_setgroups(in_child, who):
 def test_an_ordinary_user_becomes_itself_alone(in_child):
     def act():
         uid, gid = os.geteuid(), os.getegid()
-        namespaces.become(wire.Identity(uid, gid, switch=False), os.open("/proc", os.O_PATH))
+        identity.become(wire.Identity(uid, gid, switch=False), os.open("/proc", os.O_PATH))
         return [read(f"/proc/self/{name}").split() for name in ("uid_map", "gid_map")] == [
             [str(n), str(n), "1"] for n in (uid, gid)
         ]
@@ -404,7 +404,7 @@ def test_entering_makes_every_namespace_but_pid_anew(in_child, who):
         before = links()
         if not who.privileged:
             entry.enter_user_namespace()
-        namespaces.enter_zygote()
+        foundation.enter_zygote()
         # The one for children cannot be read before it has a child.
         after = {}
         for kind in before:
@@ -441,7 +441,7 @@ def test_files_of_another_owner_are_shown_as_the_operations(in_child, who, proje
 def test_an_idmap_is_a_user_namespace(in_child, who, project):
     def act():
         inherit(who, project)
-        fd = namespaces.make_idmap((1000, 1000), who.uid, who.gid)
+        fd = identity.make_idmap((1000, 1000), who.uid, who.gid)
         return stat.S_ISREG(os.fstat(fd).st_mode), os.readlink(f"/proc/self/fd/{fd}") if os.path.exists(
             "/proc/self"
         ) else "user:"
@@ -459,15 +459,15 @@ def test_an_idmap_that_cannot_be_made_is_an_error(in_child, monkeypatch):
     monkeypatch.setattr(sc, "unshare", refuse)
 
     with pytest.raises(PermissionError, match="no user namespace for idmapped mounts"):
-        in_child(lambda: namespaces.make_idmap((1000, 1000), 5, 5))
+        in_child(lambda: identity.make_idmap((1000, 1000), 5, 5))
 
 
 def test_places_that_are_there_are_left_alone(tmp_path):
     (tmp_path / "file").write_text("kept")
     for folder in (True, False):
-        namespaces._make_place(str(tmp_path / "file"), folder)
-    namespaces._make_place(str(tmp_path / "a/b"), folder=True)
-    namespaces._make_place(str(tmp_path / "c/d"), folder=False)
+        mounts.make_place(str(tmp_path / "file"), folder)
+    mounts.make_place(str(tmp_path / "a/b"), folder=True)
+    mounts.make_place(str(tmp_path / "c/d"), folder=False)
 
     assert "kept" == (tmp_path / "file").read_text()
     assert (tmp_path / "a/b").is_dir()

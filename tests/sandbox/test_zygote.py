@@ -25,7 +25,7 @@ import sage_sandbox
 from sage_sandbox.errors import SandboxUnavailable
 from sage_sandbox.policy import Limits, Policy
 from sage_sandbox.sandbox import nursery
-from sage_sandbox.sandbox.inside import child, entry, namespaces, wire, zygote
+from sage_sandbox.sandbox.inside import child, entry, identity, wire, zygote
 from sage_sandbox.sandbox.inside import syscalls as sc
 from sage_sandbox.sandbox.job import Job
 
@@ -161,7 +161,7 @@ def test_a_foundation_that_is_refused_means_that_no_sandbox_can_be_had(
     def refuse(*_args):
         raise PermissionError(1, f"{call_name}: Operation not permitted")
 
-    monkeypatch.setattr(namespaces, call_name, refuse)
+    monkeypatch.setattr(zygote, call_name, refuse)
 
     with pytest.raises(SandboxUnavailable, match=f"step foundation: .*{call_name}: Operation not permitted"):
         supervisor.prepare()
@@ -176,7 +176,7 @@ def test_the_control_socket_may_lie_where_it_belongs(in_child, monkeypatch):
     def refuse():
         raise PermissionError(1, "unshare: no")
 
-    monkeypatch.setattr(namespaces, "enter_zygote", refuse)
+    monkeypatch.setattr(zygote, "enter_zygote", refuse)
 
     def act():
         ours, theirs = socket.socketpair()
@@ -304,7 +304,7 @@ def test_an_owner_that_cannot_be_mapped_is_refused(who, project, monkeypatch):
         raise PermissionError(1, "unshare: no user namespace for idmapped mounts")
 
     sent = []
-    monkeypatch.setattr(namespaces, "make_idmap", refuse)
+    monkeypatch.setattr(identity, "make_idmap", refuse)
     monkeypatch.setattr(wire, "send", lambda *frame: sent.append(frame[1:]))
     made = zygote.Nursery.__new__(zygote.Nursery)
     made.control = None

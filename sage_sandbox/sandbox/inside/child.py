@@ -12,7 +12,7 @@ import os
 import select
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sage_sandbox.sandbox.inside import landlock, namespaces, programs, rlimits, wire
+from sage_sandbox.sandbox.inside import attaching, identity, landlock, namespaces, programs, rlimits, wire
 from sage_sandbox.sandbox.inside import syscalls as sc
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Ascent:
         os.close(fd)
 
     def _attach(self, step: wire.Attach) -> None:
-        if not namespaces.attach(step, self.identity, self.inherited.idmaps):
+        if not attaching.attach(step, self.identity, self.inherited.idmaps):
             self.capabilities["hidden"] = "entries"
 
     def _proc(self, step: wire.Proc) -> None:
@@ -105,7 +105,7 @@ class Ascent:
 
     def _identity(self, step: wire.Identity) -> None:
         self._mapped = rlimits.mapped_bytes(self.inherited.proc_fd)
-        namespaces.become(step, self.inherited.proc_fd)
+        identity.become(step, self.inherited.proc_fd)
 
     def _descriptors(self, _step: wire.Descriptors) -> None:
         os.closerange(RULESET_FD + 1, 1 << 30)

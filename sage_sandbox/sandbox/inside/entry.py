@@ -26,11 +26,11 @@ def main() -> None:
 
 def enter_user_namespace() -> None:
     """Become the one user of a new user namespace, with every capability in it, also after exec."""
-    from sage_sandbox.sandbox.inside import namespaces, syscalls
+    from sage_sandbox.sandbox.inside import identity, syscalls
 
     uid, gid = os.geteuid(), os.getegid()
     syscalls.unshare(syscalls.CLONE_NEWUSER)
     proc = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
-    namespaces.write_maps(proc, "self", uid, gid)
+    identity.write_maps(proc, "self", uid, gid)
     os.close(proc)
     syscalls.keep_capabilities_over_exec()

@@ -14,8 +14,9 @@ import select
 import sys
 from _socket import AF_UNIX, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, socket
 
-from sage_sandbox.sandbox.inside import child, landlock, namespaces, programs, rlimits, wire
+from sage_sandbox.sandbox.inside import child, identity, landlock, programs, rlimits, wire
 from sage_sandbox.sandbox.inside import syscalls as sc
+from sage_sandbox.sandbox.inside.foundation import enter_zygote, lay_foundation
 
 CONTROL_FD = 9
 _PASSED_FDS = 16
@@ -37,7 +38,7 @@ def main(control_fd: int) -> None:
     try:
         foundation = wire.unpack_request(wire.receive(control))
         assert isinstance(foundation, wire.Foundation)
-        namespaces.enter_zygote()
+        enter_zygote()
         if inner := os.fork():
             # We are the way into the pid namespace, nothing more: stay until it ends, so that it can be reaped.
             control.close()
@@ -53,12 +54,12 @@ def main(control_fd: int) -> None:
 def _prepare(foundation: wire.Foundation) -> child.Inheritance:
     proc = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
     _go_first(proc)
-    pantry = namespaces.lay_foundation(foundation, proc)
+    pantry = lay_foundation(foundation, proc)
     everyone = wire.Landlock(own=False, root="", writable=(), files=(), network=False, port=0)
     ruleset = landlock.build(foundation.landlock_abi, foundation.devices, everyone)
     idmaps: dict[tuple[int, int], int] = {}
     if foundation.privileged:
-        idmaps[foundation.owner] = namespaces.make_idmap(foundation.owner, foundation.uid, foundation.gid)
+        idmaps[foundation.owner] = identity.make_idmap(foundation.owner, foundation.uid, foundation.gid)
     sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
     sc.seccomp_filter(foundation.seccomp[0])
     sys.path[:] = [path for path in sys.path if path.startswith(sys.base_prefix)] + list(foundation.packages)
@@ -131,7 +132,7 @@ class Nursery:
     def _map(self, owner: tuple[int, int]) -> None:
         foundation = self.inherited.foundation
         try:
-            self.inherited.idmaps[owner] = namespaces.make_idmap(owner, foundation.uid, foundation.gid)
+            self.inherited.idmaps[owner] = identity.make_idmap(owner, foundation.uid, foundation.gid)
         except OSError as error:
             wire.send(self.control, wire.REFUSED, json.dumps(["idmap", error.errno, str(error)]).encode())
             return
