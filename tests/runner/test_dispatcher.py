@@ -267,7 +267,9 @@ def test_a_send_that_fails_gives_the_tasks_back(make: Make, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"short", b"x" * channel.HELLO_BYTES, channel.hello(b"w" * channel.TOKEN_BYTES, 0)]
+    "data",
+    [b"", b"short", b"x" * channel.HELLO_BYTES, channel.hello(b"w" * channel.TOKEN_BYTES, 0)],
+    ids=["nothing", "too little", "no token", "another token"],
 )
 def test_a_stranger_on_the_socket_is_hung_up_on(make: Make, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEAVE_S", 0.05)
