@@ -6,7 +6,7 @@ from typing import Final
 
 SHORT_S: Final = 0.020
 """Operations longer than this on average go one at a time."""
-CHUNK_S: Final = 0.010
+CHUNK_S: Final = 0.030
 """How much work a chunk should hold."""
 CHUNK_MAX: Final = 16
 _WEIGHT: Final = 0.2

@@ -19,11 +19,12 @@ from sage_sandbox.frozen import frozen
 from sage_sandbox.sandbox import cgroup_files as files
 
 PATIENCE_S: Final = 2.0
+_PAGE: Final = 4096
 
 
 @frozen
 class GroupUsage:
-    """What an operation's processes used together since `Cgroup.limit`.
+    """What an operation's processes used together since `Cgroup.begin`.
 
     ``max_rss`` is the peak of everything charged: anonymous memory, tmpfs, page cache and kernel memory. ``oom_kills``
     over 0 means the memory limit was exceeded, whatever else the processes report: version 1 kills one process of many.
@@ -62,7 +63,7 @@ class Places:
 
 
 class Cgroup(ABC):
-    """One group, recycled: `limit`, `join`, `usage`, and again. Every method raises OSError if the kernel refuses.
+    """One group, recycled: `limit`, `join`, `begin`, `usage`, and again. OSError where the kernel refuses.
 
     ``procs_fds`` are open for writing, one for each hierarchy: a process writes a pid as its own pid namespace names
     it, or ``0`` for itself. They change when a group had to be made anew, which only `limit` does.
@@ -77,18 +78,21 @@ class Cgroup(ABC):
         self._build()
 
     def limit(self, memory: int, pids: int) -> None:
-        """Limit the next operation to ``memory`` bytes (swap included) and ``pids`` tasks, and count from zero."""
+        """Limit what joins next to ``memory`` bytes (swap included) and ``pids`` tasks."""
         if self._limits is not None:
             self._give_back(memory, pids)
-        self.begin(memory, pids)
+        self._limit(memory, pids)
 
     def begin(self, memory: int, pids: int) -> None:
-        """As `limit`, for a group that has its first member already: nothing is given back, the group stays."""
+        """Limit the members to this and count from zero: nothing is given back, the group stays."""
+        self._limit(memory, pids)
+        self._reset_peak()
+        self._base = self._counters()
+
+    def _limit(self, memory: int, pids: int) -> None:
         if self._limits != (memory, pids):
             self._write_limits(memory, pids)
             self._limits = (memory, pids)
-        self._reset_peak()
-        self._base = self._counters()
 
     def join(self, pid: int) -> None:
         """Put a process in; what it forks follows. Mostly 0.1 ms, rarely 10: the kernel may wait for a grace period."""
@@ -96,7 +100,7 @@ class Cgroup(ABC):
             os.write(fd, str(pid).encode())
 
     def usage(self) -> GroupUsage:
-        """What was used since `limit`."""
+        """What was used since `begin`, or in all."""
         now, base = self._counters(), self._base
         return GroupUsage(
             self._peak(),
@@ -146,19 +150,20 @@ class Cgroup(ABC):
         self.procs_fds = ()
         self._held.clear()
 
-    def _get(self, path: str) -> str:
-        """A file of the group, through a descriptor that is kept: a tenth of what opening it again costs."""
-        if path not in self._held:
-            self._held[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        return files.read_all(self._held[path])
+    def _get(self, folder: Path, name: str) -> bytes:
+        """A file of a few lines, through a descriptor that is kept: a tenth of what opening it again costs."""
+        fd = self._held.get(name)
+        if fd is None:
+            fd = self._held[name] = os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC)
+        return os.pread(fd, _PAGE, 0)
 
-    def _keyed(self, path: str, key: str) -> int:
+    def _keyed(self, folder: Path, name: str, key: bytes) -> int:
         """The number behind ``key`` in a flat-keyed file; 0 where this kernel does not count it."""
         try:
-            lines = (line.split() for line in self._get(path).splitlines())
-            return next((int(value) for name, value in lines if name == key), 0)
+            words = self._get(folder, name).split()
         except FileNotFoundError:
             return 0
+        return int(words[words.index(key) + 1]) if key in words else 0
 
     def _give_back(self, memory: int, pids: int) -> None:
         """Let go of what the last operation left charged: page cache, a dead tmpfs. Where that fails, a new group.
@@ -167,7 +172,7 @@ class Cgroup(ABC):
         """
         if self._charged() > memory // 32:
             self._reclaim()
-        tasks = int(self._get(f"{self._places.pids}/pids.current"))
+        tasks = int(self._get(self._places.pids, "pids.current"))
         if tasks > pids // 8 or self._charged() > memory // 8:
             self._rebuild()
 
@@ -234,19 +239,19 @@ class GroupV1(Cgroup):
         files.write(self._places.memory / "memory.max_usage_in_bytes", "0")
 
     def _peak(self) -> int:
-        return int(self._get(f"{self._places.memory}/memory.max_usage_in_bytes"))
+        return int(self._get(self._places.memory, "memory.max_usage_in_bytes"))
 
     def _charged(self) -> int:
-        return int(self._get(f"{self._places.memory}/memory.usage_in_bytes"))
+        return int(self._get(self._places.memory, "memory.usage_in_bytes"))
 
     def _reclaim(self) -> None:
         files.write(self._places.memory / "memory.force_empty", "0")
 
     def _counters(self) -> Counters:
         return Counters(
-            int(self._get(f"{self._places.cpu}/cpuacct.usage")) / 1e9,
-            self._keyed(f"{self._places.memory}/memory.oom_control", "oom_kill"),
-            self._keyed(f"{self._places.pids}/pids.events", "max"),
+            int(self._get(self._places.cpu, "cpuacct.usage")) / 1e9,
+            self._keyed(self._places.memory, "memory.oom_control", b"oom_kill"),
+            self._keyed(self._places.pids, "pids.events", b"max"),
         )
 
     def _kill_once(self) -> None:
@@ -315,7 +320,7 @@ class GroupV2(Cgroup):
         return self._highest
 
     def _charged(self) -> int:
-        return int(self._get(f"{self._folder}/memory.current"))
+        return int(self._get(self._folder, "memory.current"))
 
     def _reclaim(self) -> None:
         # memory.reclaim is 5.19; EAGAIN says it gave back less than was asked for.
@@ -324,9 +329,9 @@ class GroupV2(Cgroup):
 
     def _counters(self) -> Counters:
         return Counters(
-            self._keyed(f"{self._folder}/cpu.stat", "usage_usec") / 1e6,
-            self._keyed(f"{self._folder}/memory.events", "oom_kill"),
-            self._keyed(f"{self._folder}/pids.events", "max"),
+            self._keyed(self._folder, "cpu.stat", b"usage_usec") / 1e6,
+            self._keyed(self._folder, "memory.events", b"oom_kill"),
+            self._keyed(self._folder, "pids.events", b"max"),
         )
 
     def _kill_once(self) -> None:

@@ -113,6 +113,8 @@ class Watch:
             self.sampler = Sampler(
                 child.host_pid(), child.work_fd, self.job.limits.memory, self.job.limits.cpu_s, cores
             )
+        else:
+            self.next_look = self.started + _CGROUP_TICK_S
         self._listen(child.frames.sock.fileno(), self._read_frames)
         self._listen_to_stream(1)
         if child.stderr >= 0:

@@ -181,7 +181,7 @@ def test_short_work_is_sent_in_chunks_two_in_flight(make: Make) -> None:
     dispatcher = ready(make(), 1)
     dispatcher.send((task(1, "ok"),))
     hear(dispatcher, finished(1))
-    dispatcher._pace._mean_s = 0.002
+    dispatcher._pace._mean_s = 0.0055
     assert dispatcher.room(100) == 1
     dispatcher.send((task(2, "block"),))
     assert dispatcher.room(100) == 5

@@ -26,8 +26,8 @@ def test_long_operations_go_one_at_a_time() -> None:
     assert not _pace(0.001, *[0.5] * 3).short
 
 
-@pytest.mark.parametrize(("cost", "chunk"), [(0.015, 1), (0.005, 2), (0.001, 10), (0.0001, CHUNK_MAX)])
-def test_a_chunk_is_about_ten_milliseconds_of_work(cost: float, chunk: int) -> None:
+@pytest.mark.parametrize(("cost", "chunk"), [(0.019, 1), (0.010, 3), (0.003, 10), (0.0001, CHUNK_MAX)])
+def test_a_chunk_is_about_thirty_milliseconds_of_work(cost: float, chunk: int) -> None:
     assert _pace(cost).chunk(1000, 2) == chunk
 
 

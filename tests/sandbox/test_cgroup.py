@@ -146,6 +146,7 @@ def test_a_recycled_group_counts_from_zero(group):
     run(group, lambda: (spin(0.05), fork_ten(lambda: None), bytearray(256 * MiB)))
     used = group.usage()
     group.limit(64 * MiB, 2)
+    group.begin(64 * MiB, 2)
     again = group.usage()
 
     assert used.oom_kills
@@ -527,12 +528,12 @@ def test_v2_limits_are_written_and_swap_is_off(world):
     assert [str(64 * MiB), "16", "0", "1"] == [(group._folder / name).read_text() for name in names]
 
 
-def test_v2_usage_is_what_was_added_since_the_limit(world):
+def test_v2_usage_is_what_was_added_since_it_began(world):
     world.alone_in("run.scope")
     group = world.find().make("op")
     group.limit(64 * MiB, 16)
     set_counters(group, cpu=7_000_000, oom=3, refused=5, peak=1)
-    group.limit(64 * MiB, 16)
+    group.begin(64 * MiB, 16)
     fresh = group.usage()
     set_counters(group, cpu=7_500_000, oom=5, refused=6, peak=9 * MiB)
 
@@ -555,6 +556,7 @@ def test_v2_a_peak_that_cannot_be_reset_makes_it_a_new_group(world, monkeypatch)
     group = world.find().make("op")
     monkeypatch.setattr(os, "pwrite", refuse)
     group.limit(64 * MiB, 16)
+    group.begin(64 * MiB, 16)
     set_counters(group, 0, 0, 0, peak=9 * MiB)
     used = group.usage()
     group.limit(64 * MiB, 16)
