@@ -37,6 +37,16 @@ def wait_together(executor: Executor, waits: Sequence[float]) -> float:
     return time.monotonic() - started
 
 
+def kill_asleep(workers: int) -> float:
+    """Kill workers that sleep, and wait until they are gone; how long it took."""
+    executor = warm_executor(workers)
+    for _ in range(workers):
+        executor.submit(time.sleep, 600)
+    started = time.monotonic()
+    executor.shutdown(wait=True, kill_workers=True)  # type: ignore[call-arg] # loky's own
+    return time.monotonic() - started
+
+
 def run_graph(executor: Executor, edges: Mapping[str, tuple[str, ...]], log: Path | None = None) -> dict[str, Any]:
     """Run every node as soon as its dependencies are done, with their results; all results.
 

