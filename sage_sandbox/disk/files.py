@@ -76,15 +76,15 @@ class Folder:
         """Open the folder the user named, whoever's it is: nothing is checked but what lies below it."""
         return cls(str(path), os.open(path, _FOLDER))
 
-    def below(self, *names: str, make: bool = False) -> Folder:
-        """Open a folder below this one, name by name; ``make``: 0700, each that is missing.
+    def below(self, *names: str, make: bool = False, mode: int = 0o700) -> Folder:
+        """Open a folder below this one, name by name; ``make``: each that is missing, with ``mode`` less the umask.
 
         FileNotFoundError if there is none; Untrusted if one on the way is a link, no folder or another user's.
         """
         folder = Folder(self.path, os.dup(self.fd))
         for name in names:
             with folder:
-                folder = folder._next(name, make=make)
+                folder = folder._next(name, mode if make else None)
         return folder
 
     def read(self, name: str, most: int, *, shared: bool = False) -> bytes:
@@ -193,13 +193,13 @@ class Folder:
     def _of(self, name: str) -> str:
         return f"{self.path}/{name}"
 
-    def _next(self, name: str, *, make: bool) -> Folder:
+    def _next(self, name: str, mode: int | None) -> Folder:
         try:
             fd = self._open_folder(name)
         except FileNotFoundError:
-            if not make:
+            if mode is None:
                 raise
-            self._make_folder(name)
+            self._make_folder(name, mode)
             fd = self._open_folder(name)
         if os.fstat(fd).st_uid != os.geteuid():
             os.close(fd)
@@ -213,9 +213,9 @@ class Folder:
             found = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
             raise _untrusted(self._of(name), LINK if stat.S_ISLNK(found.st_mode) else NOT_A_FOLDER) from error
 
-    def _make_folder(self, name: str) -> None:
+    def _make_folder(self, name: str, mode: int) -> None:
         with suppress(FileExistsError):  # another process was quicker; it may not have synced it yet
-            os.mkdir(name, 0o700, dir_fd=self.fd)
+            os.mkdir(name, mode, dir_fd=self.fd)
             self._give_owner_access(name)
         self.sync()
 
@@ -276,7 +276,7 @@ def _make_with_parents(path: Path) -> None:
         return
     _make_with_parents(path.parent)
     with Folder.given(path.parent) as above:
-        above._make_folder(path.name)  # noqa: SLF001 - a Folder's own way to make one
+        above._make_folder(path.name, 0o700)  # noqa: SLF001 - a Folder's own way to make one
 
 
 def _read_at_most(fd: int, expected: int, most: int) -> bytes:

@@ -55,7 +55,9 @@ def write(project: Path, changes: Sequence[Change]) -> None:
     """Put each file in place, whole or not at all. SageError if one has changed since it was looked at."""
     for change in changes:
         *folders, name = change.path.split("/")
-        with Folder.given(project) as top, top.below(*folders, make=True) as folder:
+        # What is not ours alone is made as any program would make it: others read what is in version control.
+        mode = 0o700 if folders[:1] == [".sage"] else 0o777
+        with Folder.given(project) as top, top.below(*folders, make=True, mode=mode) as folder:
             if _read(folder, name) != change.before:
                 raise SageError(f"{change.path} has changed meanwhile", "sage-sandbox init once more looks again")
             folder.write_new(name, change.after, mode=_mode(folder, name))

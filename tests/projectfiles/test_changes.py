@@ -148,6 +148,19 @@ def test_a_new_file_has_the_mode_that_any_program_would_give_it(tmp_path, umask,
     assert mode == (tmp_path / ".mcp.json").stat().st_mode & 0o7777
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o755), (0o002, 0o775), (0o077, 0o700)])
+def test_a_new_folder_is_made_as_any_program_would_make_it_and_ours_for_its_user_alone(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write(tmp_path, look(tmp_path, wanted()))
+    finally:
+        os.umask(before)
+    folders = [path for path in tmp_path.rglob("*") if path.is_dir()]
+    modes = {(path.relative_to(tmp_path).parts[0], path.stat().st_mode & 0o7777) for path in folders}
+
+    assert {(".sage", 0o700), (".claude", mode), (".agents", mode)} == modes
+
+
 def test_a_diff_shows_what_goes_and_what_comes():
     change = Change("f", b"one\ntwo", b"one\nthree\n")
 
