@@ -8,6 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -226,6 +227,8 @@ class Runner:
         if lacked := _lacked(_failed(result.phases)):
             saved = " · ✓ progress saved" if resumable else ""
             self._tell(Notice("warning", f"External API unavailable ({lacked}) · no cached data stands in{saved}"))
+        if result.ok:
+            self._say_what_was_passed()
         metrics = result.metrics
         self._tell(
             RunSettled(
@@ -239,6 +242,12 @@ class Runner:
             )
         )
         return result
+
+    def _say_what_was_passed(self) -> None:
+        """A budget that was reached when nothing was left to start ends no run, and is not passed over in silence."""
+        with suppress(UsageError):  # a cost that is not known
+            if excess := self._ledger.exceeded():
+                self._tell(Notice("warning", f"{excess.text}; the last phase had begun, and the run is complete"))
 
     def _open_tools(self) -> Tools | None:
         """Register with the broker, which comes up while the first operations start."""

@@ -13,7 +13,7 @@ from workflows import flow, many, op, single
 from sage_sandbox.dispatch.memory import Memory
 from sage_sandbox.document import RunResult, document
 from sage_sandbox.errors import ExitCode, UsageError
-from sage_sandbox.events import Notice, RunSettled
+from sage_sandbox.events import Event, Notice, RunSettled
 from sage_sandbox.operations.base import Task
 from sage_sandbox.outcome import Outcome, Usage, added_up, rejected
 from sage_sandbox.providers import Price
@@ -66,8 +66,17 @@ def test_nothing_starts_once_a_budget_is_reached(tokens: int | None, expected: l
         assert result.errors[0].message.startswith("budget_exceeded: ")
 
 
-def test_a_run_that_ends_with_its_budget_is_complete() -> None:
-    assert run(replace(CHAIN, budgets=Budgets(tokens=180))).status == "completed"
+@pytest.mark.parametrize(("tokens", "told"), [(170, True), (180, True), (181, False)])
+def test_a_run_that_ends_with_its_budget_is_complete_and_says_so(tokens: int, told: bool) -> None:
+    events: list[Event] = []
+    result = run(replace(CHAIN, budgets=Budgets(tokens=tokens)), observers=(events.append,))
+    notices = [event.text for event in events if isinstance(event, Notice)]
+
+    assert "completed" == result.status
+    assert told == (
+        f"budget_exceeded: 180 of {tokens} tokens are spent; the last phase had begun, and the run is complete"
+        in notices
+    )
 
 
 def test_what_runs_when_a_budget_is_reached_may_end_and_is_kept() -> None:
@@ -142,6 +151,7 @@ def test_a_cost_that_is_not_known_is_no_cost() -> None:
     assert run(CHAIN).metrics.cost is None
     with pytest.raises(UsageError, match="needs to know what a/m costs"):
         run(replace(CHAIN, budgets=Budgets(cost=1.0)))
+    assert run(flow(single("a", code="ok 60"), budgets=Budgets(cost=1.0))).status == "completed"
 
 
 def test_a_cancel_is_obeyed_while_what_runs_may_end() -> None:
