@@ -109,6 +109,12 @@ class LokyPool:
         return self._slots[index]
 
     def close(self, *, kill: bool = True) -> None:
-        """End every worker and wait for it; ``kill=False`` lets one finish the call it is in."""
-        for slot in self._slots.values():
-            slot.close(kill=kill)
+        """End every worker and wait for it; ``kill=False`` lets one finish the call it is in.
+
+        Side by side: a worker takes some ten milliseconds to end by itself.
+        """
+        closing = [threading.Thread(target=slot.close, kwargs={"kill": kill}) for slot in self._slots.values()]
+        for thread in closing:
+            thread.start()
+        for thread in closing:
+            thread.join()

@@ -187,6 +187,23 @@ def step_refused(body: bytes) -> SageError:
     return SandboxUnavailable(f"the sandbox cannot be had: step {step}: {message}", "sage-sandbox doctor", str(step))
 
 
+class _Process(subprocess.Popen[bytes]):
+    """A process whose end is heard of when it comes: `subprocess` looks for it now and then, up to 50 ms late."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """As `subprocess.Popen` has it."""
+        if timeout is not None and self.returncode is None:
+            pidfd = os.pidfd_open(self.pid)
+            try:
+                poll = select.poll()
+                poll.register(pidfd, select.POLLIN)
+                if not poll.poll(timeout * 1000):
+                    raise subprocess.TimeoutExpired(self.args, timeout)
+            finally:
+                os.close(pidfd)
+        return super().wait()
+
+
 class Zygote:
     """One running zygote: forks children on request and reports their ends. Lives until `close` or its own death."""
 
@@ -213,7 +230,7 @@ class Zygote:
         read, write = os.pipe()
         os.close(write)
         try:
-            return subprocess.Popen(
+            return _Process(
                 [os.path.realpath(sys.executable), "-I", "-S", "-X", "utf8", "-c", _BOOT, *arguments],
                 env={},
                 cwd="/",

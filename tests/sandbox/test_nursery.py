@@ -282,6 +282,15 @@ def test_a_zygote_that_died_with_orders_unread_is_noticed(deaf):
         zygote.close()
 
 
+def test_an_end_is_waited_for_no_longer_than_asked():
+    process = nursery._Process(["sleep", "1000"])
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0)
+    process.kill()
+
+    assert -9 == process.wait(20) == process.wait(20)
+
+
 def test_a_zygote_that_does_not_end_is_killed(deaf, monkeypatch):
     make, _ends = deaf
     zygote = make(wire.READY + b"{}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import _socket
 import json
 import os
+import select
 import signal
 import socket
 import struct
@@ -296,6 +297,16 @@ def test_an_owner_is_mapped_on_order(nursed, monkeypatch):
     # An ordinary user may map nobody but itself.
     assert (wire.READY if os.geteuid() == 0 else wire.REFUSED) == kind
     assert json.loads(body) == {} or "idmap" == json.loads(body)[0]
+
+
+def test_a_supervisor_that_hangs_up_on_an_answer_ends_the_zygote_without_a_word(nursed):
+    ours, _hear, _frames, process = nursed
+    ours.send(wire.ORDER.pack(wire.MAP, os.geteuid(), os.getegid()))
+    select.select([ours], [], [])
+    ours.close()  # unread: the other end is not only closed, but reset (unix(7))
+    process.wait()
+
+    assert (0, None) == (process.status, process._said)
 
 
 @pytest.mark.usefixtures("_namespaces")

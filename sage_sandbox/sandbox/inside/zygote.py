@@ -140,7 +140,10 @@ class Nursery:
 
     def _receive(self) -> tuple[bytes, list[int]]:
         fds = array.array("i")
-        body, ancillary, _flags, _address = self.control.recvmsg(wire.ORDER.size, 4 * _PASSED_FDS + 64)
+        try:
+            body, ancillary, _flags, _address = self.control.recvmsg(wire.ORDER.size, 4 * _PASSED_FDS + 64)
+        except ConnectionResetError:
+            return b"", []  # the supervisor is gone, and has not read all we said
         for level, kind, data in ancillary:
             if level == SOL_SOCKET and kind == SCM_RIGHTS:
                 fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
