@@ -37,6 +37,14 @@ def wait_together(executor: Executor, waits: Sequence[float]) -> float:
     return time.monotonic() - started
 
 
+def end_warm(workers: int) -> float:
+    """End workers that rest, and wait until they are gone; how long it took."""
+    executor = warm_executor(workers)
+    started = time.monotonic()
+    executor.shutdown(wait=True)
+    return time.monotonic() - started
+
+
 def kill_asleep(workers: int) -> float:
     """Kill workers that sleep, and wait until they are gone; how long it took."""
     executor = warm_executor(workers)
