@@ -113,8 +113,14 @@ class LokyPool:
 
         Side by side: a worker takes some ten milliseconds to end by itself.
         """
-        closing = [threading.Thread(target=slot.close, kwargs={"kill": kill}) for slot in self._slots.values()]
-        for thread in closing:
-            thread.start()
+        closing = []
+        for slot in self._slots.values():
+            thread = threading.Thread(target=slot.close, kwargs={"kill": kill})
+            try:
+                thread.start()
+            except RuntimeError:  # no thread is to be had
+                slot.close(kill=kill)
+            else:
+                closing.append(thread)
         for thread in closing:
             thread.join()

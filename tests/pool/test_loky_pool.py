@@ -61,6 +61,18 @@ def test_close_leaves_no_worker() -> None:
     assert not any(psutil.pid_exists(pid) for pid in pids)
 
 
+def test_close_leaves_no_worker_where_no_thread_is_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    pool = LokyPool()
+    pids = [pool.slot(index).submit(pool_calls.pid).result(20) for index in (0, 1)]
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    pool.close()
+
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
 def test_workers_see_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in SECRET_NAMES:
         monkeypatch.setenv(name, "hush")
