@@ -159,7 +159,9 @@ class Child:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def host_pid(self) -> int:
-        """Its pid as we see it; -1 once it is reaped (proc(5), fdinfo of a pidfd)."""
+        """Its pid as we see it; -1 before it is born and once it is reaped (proc(5), fdinfo of a pidfd)."""
+        if self.pidfd < 0:
+            return -1
         for line in Path(f"/proc/self/fdinfo/{self.pidfd}").read_text(encoding="ascii").splitlines():
             if line.startswith("Pid:"):
                 return int(line.split()[1])

@@ -56,7 +56,7 @@ def pid_of(bench: Bench) -> int:
     """The host pid of the operation that a supervisor is running, as its owner can find out."""
     zygote = bench.supervisor._zygote
     assert zygote is not None
-    return max(child.host_pid() for child in zygote.children.values())
+    return max(child.host_pid() for child in list(zygote.children.values()))
 
 
 def plain_victim() -> subprocess.Popen[bytes]:

@@ -369,7 +369,7 @@ def pid_of_operation(supervisor: Supervisor) -> int:
     """The host pid of the child that serves, not the spare's."""
     assert supervisor._zygote is not None
     spare = supervisor._spare.serial if supervisor._spare is not None else -1
-    return next(child.host_pid() for serial, child in supervisor._zygote.children.items() if serial != spare)
+    return next(c.host_pid() for serial, c in list(supervisor._zygote.children.items()) if serial != spare)
 
 
 def test_an_operation_killed_from_outside_is_an_error(bench: Bench) -> None:

@@ -167,11 +167,12 @@ def test_killing_who_is_dead_or_was_never_born_does_nothing(child):
     made, _theirs = child
     made.kill()
     process = subprocess.Popen(["true"])
+    unborn = made.host_pid()
     made.pidfd = os.pidfd_open(process.pid)
     process.wait()
     made.kill()
 
-    assert -1 == made.host_pid()
+    assert (-1, -1) == (unborn, made.host_pid())
     made.close()
 
 
