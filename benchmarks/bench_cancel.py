@@ -2,8 +2,8 @@
 
 As many sandboxed operations as there are cores sleep, each in a slot of its own; when the last has begun the run is
 cancelled. The floor is what loky takes to kill as many workers that sleep. The aim is the promise of `cancel`: two
-seconds, also where a worker does not obey. The other row is what every run pays for at its end: as many workers that
-rest are ended, their zygotes and groups with them; its floor is loky's own shutdown.
+seconds. These workers obey; one that does not is killed after a second. The other row is what every run pays for at its
+end: as many workers that rest are ended, their zygotes and groups with them; its floor is loky's own shutdown.
 """
 
 from __future__ import annotations

@@ -27,19 +27,14 @@ def open_for_writing(path: Path) -> int:
 
 
 def read(path: Path) -> str:
-    """The whole file."""
+    """The whole file; these come a page at a time."""
+    content = b""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return read_all(fd)
+        while piece := os.read(fd, 1 << 16):
+            content += piece
     finally:
         os.close(fd)
-
-
-def read_all(fd: int) -> str:
-    """A file of /proc or a cgroup from its beginning; these come a page at a time."""
-    content = b""
-    while piece := os.pread(fd, 1 << 16, len(content)):
-        content += piece
     return os.fsdecode(content)
 
 

@@ -56,7 +56,8 @@ def pid_of(bench: Bench) -> int:
     """The host pid of the operation that a supervisor is running, as its owner can find out."""
     zygote = bench.supervisor._zygote
     assert zygote is not None
-    return max(child.host_pid() for child in list(zygote.children.values()))
+    oldest = min(list(zygote.children))  # a younger one is the spare
+    return zygote.children[oldest].host_pid()
 
 
 def plain_victim() -> subprocess.Popen[bytes]:

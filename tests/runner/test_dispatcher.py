@@ -342,7 +342,7 @@ def test_where_no_socket_can_be_made_the_sandbox_is_unavailable_and_no_folder_is
 
 
 def test_a_worker_that_does_not_obey_is_not_waited_for_longer_than_a_cancel_may_take() -> None:
-    """Two seconds; how long it does take is measured by benchmarks/bench_cancel.py."""
+    """Two seconds. benchmarks/bench_cancel.py measures workers that obey."""
     assert GRACE_S + LEAVE_S < 2
 
 
